@@ -1,0 +1,1 @@
+"""Builds pages, sessions and transitions from samples."""

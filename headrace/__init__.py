@@ -1,0 +1,3 @@
+"""What every Headrace service runs on."""
+
+__version__ = "0.1.0"

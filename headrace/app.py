@@ -1,0 +1,70 @@
+"""Makes the Faust application of a service, and binds a stage to it."""
+
+from typing import Any
+
+import faust
+
+from headrace.metrics import StageMetrics
+from headrace.producer import StreamProducer
+from headrace.settings import StreamSettings
+from headrace.stage import TICK_S, Stage
+from headrace.step import MakeStep
+from headrace.transport import BatchTopic
+
+WEB_PORTS = {"joiner": 6066, "experience": 6067, "trainer": 6068, "monitor": 6069, "controller": 6070}
+"""Where each worker's pages are, unless it is told otherwise."""
+
+
+def create_app(name: str, settings: StreamSettings, web_port: int) -> faust.App:
+    """A Faust application whose agents get batches. Its consumer group is <prefix>-<name>."""
+    return faust.App(
+        f"{settings.group_prefix}-{name}",
+        broker=[f"headrace://{host}" for host in settings.broker.split(",")],
+        store="memory://",
+        datadir=str(settings.state_dir / name / "faust"),
+        Topic=BatchTopic,
+        topic_partitions=settings.partitions,
+        topic_replication_factor=settings.replication_factor,
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        web_host=settings.web_host,
+        web_port=web_port,
+        stream_buffer_maxsize=16,
+        stream_wait_empty=False,
+        broker_max_poll_records=5000,
+        consumer_max_fetch_size=settings.fetch_max_bytes,
+        consumer_auto_offset_reset="earliest",
+        broker_session_timeout=settings.session_timeout_s,
+        broker_rebalance_timeout=settings.session_timeout_s,
+        broker_heartbeat_interval=settings.heartbeat_interval_s,
+        broker_request_timeout=max(20.0, settings.session_timeout_s + 5),
+        broker_commit_interval=1.0,
+    )
+
+
+def add_stage(app: faust.App, name: str, settings: StreamSettings, make_step: MakeStep) -> Stage:
+    """A stage whose partitions follow the application's assignment; its agents hand it their batches."""
+    producer = StreamProducer(settings.broker)
+    stage = Stage(name, settings.state_dir, make_step, producer, lambda: app.consumer)
+    app.transport.positions = stage.positions
+
+    @app.timer(interval=TICK_S, name=f"{name}.tick")
+    async def _tick() -> None:
+        await stage.on_tick()
+
+    add_metrics_page(app, stage.metrics)
+
+    @app.on_before_shutdown.connect
+    async def _stop(*_: Any, **__: Any) -> None:
+        await producer.stop()
+        stage.close()
+
+    return stage
+
+
+def add_metrics_page(app: faust.App, metrics: StageMetrics) -> None:
+    """`/metrics` beside Faust's own pages."""
+
+    @app.page("/metrics")
+    async def _metrics(web: Any, _request: Any) -> Any:
+        return web.bytes(metrics.render(), content_type="text/plain")

@@ -1,0 +1,31 @@
+"""The policy: its name, its action, the features that it sees, and the folder its versions live in. Trainer, controller and serving share it."""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from headrace.settings import Section
+from schemas.action import ActionSpec, spec_hash
+from schemas.features import DenseFeature, FeatureSpec, IdFeature, SequenceFeature
+
+DEFAULT_FEATURES = FeatureSpec(
+    dense=(DenseFeature(name="hour", default=12.0),),
+    ids=(IdFeature(name="city"),),
+    sequences=(SequenceFeature(name="recent_items"),),
+)
+
+
+class PolicySettings(Section):
+    """What a policy is. Changing `action` or `features` makes another policy: models and checkpoints of the old one are refused."""
+
+    section = "policy"
+
+    policy: str = Field("fusion", pattern=r"^(?!baseline$)[a-z0-9][a-z0-9_-]{0,63}$", description="name of the policy; `baseline` is taken")
+    action: ActionSpec = Field(default_factory=lambda: ActionSpec.model_validate({}), description="the numbers that the policy sets")
+    features: FeatureSpec = Field(DEFAULT_FEATURES, description="the features of a state; whatever else a state holds is not read")
+    model_dir: Path = Field(Path("var/models"), description="model store: {model_dir}/{policy}/candidates/{model_version}/")
+
+    @property
+    def spec_hash(self) -> str:
+        """The short name of exactly this action and these features; it travels with every model."""
+        return spec_hash(self.action, self.features)

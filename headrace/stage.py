@@ -1,0 +1,197 @@
+"""Runs a stage's steps on the partitions that Faust assigns: apply, send, store, commit, in this order, whatever dies in between.
+
+A crash before the send changes nothing. One between send and store sends the same outputs again: consumers know their ids. One
+between store and commit is harmless: the stored offsets say what the state already covers. The offsets committed to Kafka are older
+still (`Outcome.needed_from`): a worker without this disk re-reads from them and has the same state.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from faust.types import TP
+
+from headrace.metrics import StageMetrics
+from headrace.producer import StreamProducer
+from headrace.settings import ConfigError
+from headrace.step import Count, MakeStep, Outcome, PartitionStep, Record
+from headrace.store import PartitionStore
+from headrace.transport import BatchConsumer
+from schemas.codec import encode_json
+from schemas.topics import DEAD_LETTERS
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.5
+CRASH_EXIT_CODE = 70
+"""EX_SOFTWARE: the supervisor (or Kubernetes) starts the worker again."""
+
+
+def stop_at_once(error: BaseException) -> NoReturn:
+    """End the process without a further step: a half-applied state must not be stored, nor its offsets committed."""
+    if isinstance(error, ConfigError):
+        log.critical("%s", error)
+    else:
+        log.critical("the worker stops: %r", error, exc_info=error)
+    logging.shutdown()
+    os._exit(CRASH_EXIT_CODE)
+
+
+class Partition:
+    """One open partition: its durable rows, its step in memory, and how far behind it was at the last batch."""
+
+    def __init__(self, number: int, folder: Path, make_step: MakeStep) -> None:
+        self.number = number
+        self.store = PartitionStore(folder)
+        self._make_step = make_step
+        self.step: PartitionStep = make_step(number, self.store.rows())
+        self.lag_s = 0.0
+        self.hole: dict[str, int] = {}
+
+    def is_behind(self, committed: Mapping[str, int | None]) -> bool:
+        """Whether another worker has carried this partition on since, or the machine lost its last writes."""
+        stored = self.store.offsets
+        return any(offset is not None and stored.get(topic, offset if not stored else -1) < offset for topic, offset in committed.items())
+
+    def start_anew(self) -> None:
+        """Forget the state; it is rebuilt from the committed offsets."""
+        self.store.wipe()
+        self.step = self._make_step(self.number, ())
+
+
+class Stage:
+    """The partitions of one stage on this worker."""
+
+    def __init__(
+        self,
+        name: str,
+        state_dir: Path,
+        make_step: MakeStep,
+        producer: StreamProducer,
+        consumer: Callable[[], BatchConsumer],
+        clock_s: Callable[[], float] = time.time,
+    ) -> None:
+        self.name = name
+        self.partitions: dict[int, Partition] = {}
+        self._folder = state_dir / name
+        self._make_step = make_step
+        self._producer = producer
+        self._consumer = consumer
+        self._clock_s = clock_s
+        self._lock = asyncio.Lock()
+        self.metrics = StageMetrics(name, self.looks)
+
+    def positions(self, committed: Mapping[TP, int | None]) -> dict[TP, int]:
+        """Open what is assigned, close what is not, and say from where to read on."""
+        by_partition: dict[int, dict[str, int | None]] = {}
+        for tp, offset in committed.items():
+            by_partition.setdefault(tp.partition, {})[tp.topic] = offset
+        for number in self.partitions.keys() - by_partition.keys():
+            self.partitions.pop(number).store.close()
+        try:
+            for number, offsets in by_partition.items():
+                self._open(number, offsets)
+        except Exception as error:
+            stop_at_once(error)
+        return {
+            TP(topic, number): partition.store.offsets[topic]
+            for number, partition in self.partitions.items()
+            for topic in by_partition[number]
+            if topic in partition.store.offsets
+        }
+
+    def _open(self, number: int, committed: Mapping[str, int | None]) -> None:
+        if number not in self.partitions:
+            self.partitions[number] = Partition(number, self._folder / str(number), self._make_step)
+        partition = self.partitions[number]
+        if partition.is_behind(committed):
+            log.warning(
+                "%s %d: stored offsets %s are behind the committed %s: rebuilding",
+                self.name,
+                number,
+                partition.store.offsets,
+                dict(committed),
+            )
+            partition.start_anew()
+        log.info("%s %d: opened at %s", self.name, number, partition.store.offsets or "the committed offsets")
+
+    async def on_batch(self, event: Any) -> None:
+        """Everything that happens to one delivered batch: an event of a BatchTopic."""
+        tp, batch = event.message.tp, event.value
+        async with self._lock:
+            partition = self.partitions.get(tp.partition)
+            if partition is None:
+                return  # revoked while the batch waited; its new owner reads it
+            try:
+                covered = partition.store.offsets.get(tp.topic)
+                if covered is not None and await self._is_hole(partition, tp, batch, covered):
+                    return
+                records = [Record(r.offset, r.timestamp, r.value or b"") for r in batch if covered is None or r.offset >= covered]
+                if not records:
+                    return
+                now_ms = int(self._clock_s() * 1000)
+                outcome = partition.step.apply(tp.topic, records, now_ms)
+                await self._carry_out(partition, outcome, {tp.topic: records[-1].offset + 1})
+                done_s = self._clock_s()
+                partition.lag_s = max(0.0, done_s - records[-1].arrival_ms / 1000)
+                self.metrics.observe_batch(tp.topic, max(0.0, done_s - now_ms / 1000))
+            except Exception as error:
+                stop_at_once(error)
+
+    async def _is_hole(self, partition: Partition, tp: TP, batch: list[Any], covered: int) -> bool:
+        """Whether records are missing in front of this batch: then they are read again, once. A hole that stays is the topic's own.
+
+        (Compaction, retention and transaction markers leave such holes. Anything else would be a record lost on its way here.)
+        """
+        first = batch[0].offset
+        if first <= covered or partition.hole.get(tp.topic) == first:
+            return False
+        if tp.topic not in partition.hole:
+            log.warning("%s %s: expected offset %d, got %d: reading again", self.name, tp, covered, first)
+            partition.hole[tp.topic] = first
+            await self._consumer().seek(tp, covered)
+        return True
+
+    async def on_tick(self) -> None:
+        """Let time pass on every partition."""
+        async with self._lock:
+            try:
+                for partition in self.partitions.values():
+                    await self._carry_out(partition, partition.step.tick(int(self._clock_s() * 1000)), {})
+            except Exception as error:
+                stop_at_once(error)
+
+    async def _carry_out(self, partition: Partition, outcome: Outcome, offsets: dict[str, int]) -> None:
+        messages = [(output.topic, None, output.value) for output in outcome.outputs]
+        messages += [(DEAD_LETTERS, letter.stage.encode(), encode_json(letter)) for letter in outcome.dead_letters]
+        if messages:
+            await self._producer.send(partition.number, messages)
+        if offsets or outcome.changes or outcome.counts:
+            partition.store.write(outcome.changes, offsets, outcome.counts)
+            for topic in offsets:
+                partition.hole.pop(topic, None)
+        for topic, offset in outcome.needed_from.items():
+            self._consumer().commit_at(TP(topic, partition.number), offset)
+
+    def looks(self) -> dict[int, tuple[Counter[Count], Mapping[str, float]]]:
+        """Each partition's counts since its state began, and its gauges now."""
+        return {
+            number: (partition.store.counts, {**partition.step.gauges(), "lag_seconds": partition.lag_s, "lag_records": self._lag_records(partition)})
+            for number, partition in self.partitions.items()
+        }
+
+    def _lag_records(self, partition: Partition) -> int:
+        """How many records the broker has beyond those in the state (the embedded broker counts a batch as one record)."""
+        ends = {topic: self._consumer().highwater(TP(topic, partition.number)) for topic in partition.store.offsets}
+        return sum(max(0, end - partition.store.offsets[topic]) for topic, end in ends.items() if end is not None)
+
+    def close(self) -> None:
+        """Release the stores."""
+        for partition in self.partitions.values():
+            partition.store.close()
+        self.partitions.clear()

@@ -1,0 +1,68 @@
+"""What a stream stage is: per partition, a pure step from a batch of records to what must be sent, stored and committed."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from schemas.dead_letter import DeadLetter
+
+
+class Record(NamedTuple):
+    """One record as it lies in a topic. `arrival_ms` is the time that the broker has for it."""
+
+    offset: int
+    arrival_ms: int
+    value: bytes
+
+
+class Output(NamedTuple):
+    """One message to send, to the same partition number that the step works on."""
+
+    topic: str
+    value: bytes
+
+
+class Count(NamedTuple):
+    """What a counter counts: `name` is in, out, rejected or ignored; `label` a topic (in, out) or a reason."""
+
+    name: str
+    label: str
+
+
+@dataclass
+class Outcome:
+    """What a step did with a batch, or with the passing of time.
+
+    `changes` are the state's new rows (None deletes). They are stored in one atomic write, together with the offsets and the
+    counts, after `outputs` were acknowledged. `needed_from` names, by input topic, the offset from which the topic must be read
+    again to rebuild the state without a disk: only offsets below it are committed.
+    """
+
+    outputs: list[Output] = field(default_factory=list)
+    dead_letters: list[DeadLetter] = field(default_factory=list)
+    changes: list[tuple[bytes, bytes | None]] = field(default_factory=list)
+    counts: Counter[Count] = field(default_factory=Counter)
+    needed_from: dict[str, int] = field(default_factory=dict)
+
+
+class PartitionStep(Protocol):
+    """One partition of a stage: pure logic with its state in memory. It never looks at a clock, a disk or a network.
+
+    A step is made from the rows that its earlier life stored, and from nothing else: making it again from them gives the same
+    step. `apply` gets the records of one topic in offset order, none of them twice; `tick` is called about twice a second.
+    """
+
+    def apply(self, topic: str, records: Sequence[Record], now_ms: int) -> Outcome: ...
+
+    def tick(self, now_ms: int) -> Outcome: ...
+
+    def gauges(self) -> Mapping[str, float]:
+        """What the step looks like now: watermark_ms, open_pages and such, for /metrics."""
+        ...
+
+
+class MakeStep(Protocol):
+    """Makes the step of a partition from its stored rows, sorted by key."""
+
+    def __call__(self, partition: int, stored: Iterable[tuple[bytes, bytes]]) -> PartitionStep: ...

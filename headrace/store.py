@@ -1,0 +1,96 @@
+"""A partition's durable state: RocksDB, one atomic write a delivered batch that holds the change *and* the offsets that it covers."""
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+from rocksdict import Options, Rdict, WriteBatch
+
+from headrace.settings import ConfigError
+from headrace.step import Count
+
+_META = b"\x00meta"
+"""Sorts before every row of a step: their keys begin with a letter."""
+
+
+class _Meta(msgspec.Struct):
+    offsets: dict[str, int] = {}
+    """Next offset of each input topic: everything below it is in the state."""
+    counts: list[tuple[str, str, int]] = []
+
+
+class PartitionStore:
+    """The rows of one partition of one stage, with the input offsets and the counts that belong to them.
+
+    It survives kill -9 exactly. Where the machine dies, the last writes may be missing, all of a write or none: the offsets in it
+    are then older than those committed to Kafka, and whoever opens it sees that by comparing them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._db = _open(folder)
+        stored = self._db.get(_META)
+        meta = msgspec.msgpack.decode(stored, type=_Meta) if stored else _Meta()
+        self.offsets = meta.offsets
+        self.counts = Counter({Count(name, label): n for name, label, n in meta.counts})
+
+    def rows(self) -> Iterator[tuple[bytes, bytes]]:
+        """Every row, sorted by key."""
+        for key, value in self._db.items():
+            if key != _META:
+                yield key, value
+
+    def write(self, changes: Sequence[tuple[bytes, bytes | None]], offsets: dict[str, int], counts: Counter[Count]) -> None:
+        """Apply `changes` (None deletes), move `offsets` on and add `counts`, all or nothing."""
+        self.offsets.update(offsets)
+        self.counts.update(counts)
+        batch = WriteBatch(raw_mode=True)
+        for key, value in changes:
+            if value is None:
+                batch.delete(key)
+            else:
+                batch.put(key, value)
+        meta = _Meta(self.offsets, [(count.name, count.label, n) for count, n in self.counts.items()])
+        batch.put(_META, msgspec.msgpack.encode(meta))
+        try:
+            self._db.write(batch)
+        except Exception as error:
+            raise _explained(self.folder, error) from error
+
+    def wipe(self) -> None:
+        """Forget everything: the state is rebuilt from Kafka."""
+        self.close()
+        shutil.rmtree(self.folder)
+        self.__init__(self.folder)  # type: ignore[misc]
+
+    def close(self) -> None:
+        """Release the folder for another worker."""
+        self._db.close()
+
+
+def _open(folder: Path) -> Rdict:
+    options = Options(raw_mode=True)
+    options.create_if_missing(True)
+    options.set_write_buffer_size(16 << 20)
+    options.set_keep_log_file_num(2)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return Rdict(str(folder), options)
+    except Exception as error:
+        raise _explained(folder, error) from error
+
+
+def _explained(folder: Path, error: Exception) -> ConfigError:
+    """The one line that says what to do."""
+    text = str(error)
+    if isinstance(error, PermissionError) or "Permission denied" in text:
+        return ConfigError(f"no permission to write state in {folder}: set stream.state_dir to a folder of your own")
+    if "No space left" in text:
+        return ConfigError(f"disk full: no space for state in {folder}: free some, or set stream.state_dir to another disk")
+    if "lock" in text.lower() and "LOCK" in text:
+        return ConfigError(
+            f"state in {folder} is in use by another worker: give each worker its own stream.state_dir, or stop the other one"
+        )
+    return ConfigError(f"cannot use state in {folder}: {text}")

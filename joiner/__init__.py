@@ -1,0 +1,1 @@
+"""Joins exposures with feedback in event time."""

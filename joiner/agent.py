@@ -1,0 +1,34 @@
+"""The joiner's agents: exposures and feedback in, samples out."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import faust
+
+from headrace.app import add_stage, create_app
+from headrace.settings import StreamSettings
+from joiner.join import PartitionJoin
+from joiner.settings import JoinerSettings
+from schemas.topics import EXPOSURES, FEEDBACK
+
+
+def create(stream_settings: StreamSettings, settings: JoinerSettings, web_port: int) -> faust.App:
+    """The joiner's application."""
+    app = create_app("joiner", stream_settings, web_port)
+
+    def join(partition: int, stored: Iterable[tuple[bytes, bytes]]) -> PartitionJoin:
+        return PartitionJoin(settings, partition, stored)
+
+    stage = add_stage(app, "joiner", stream_settings, join)
+
+    @app.agent(app.topic(EXPOSURES))
+    async def on_exposures(stream: Any) -> None:
+        async for event in stream.events():
+            await stage.on_batch(event)
+
+    @app.agent(app.topic(FEEDBACK))
+    async def on_feedback(stream: Any) -> None:
+        async for event in stream.events():
+            await stage.on_batch(event)
+
+    return app

@@ -1,0 +1,1 @@
+"""Watches every stage, and alerts."""

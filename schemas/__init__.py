@@ -1,0 +1,1 @@
+"""Every message between Headrace's services, and the configuration that travels with a model."""

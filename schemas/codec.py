@@ -1,0 +1,56 @@
+"""Bytes <-> columns: the one place where messages are opened and closed."""
+
+import msgspec
+import pyarrow as pa
+
+from schemas.exposure import ExposureKey, ServedState
+from schemas.feedback import Feedback
+
+WATERMARK_KEY = b"headrace.watermark_ms"
+
+decode_exposure_key = msgspec.json.Decoder(ExposureKey).decode
+decode_served_state = msgspec.json.Decoder(ServedState).decode
+decode_feedback = msgspec.json.Decoder(Feedback).decode
+encode_json = msgspec.json.Encoder().encode
+
+DecodeError = msgspec.DecodeError
+"""Raised by every decoder for malformed bytes, wrong types, missing and unknown fields; its text says which."""
+
+_LZ4 = pa.ipc.IpcWriteOptions(compression="lz4")
+
+
+class WrongBatchError(ValueError):
+    """A message that is not the record batch that its topic promises."""
+
+
+def encode_batch(batch: pa.RecordBatch, watermark_ms: int) -> bytes:
+    """One record batch as one message (Arrow IPC stream, LZ4).
+
+    `watermark_ms` is the producer's promise that no later batch of this partition holds a row older than it.
+    """
+    metadata = {**(batch.schema.metadata or {}), WATERMARK_KEY: b"%d" % watermark_ms}
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema.with_metadata(metadata), options=_LZ4) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()
+
+
+def decode_batch(message: bytes, schema_name: str) -> tuple[pa.RecordBatch, int]:
+    """The record batch of a message and the watermark that came with it.
+
+    Raises WrongBatchError where the bytes are no Arrow stream, or one of another schema or version.
+    """
+    try:
+        with pa.ipc.open_stream(message) as reader:
+            metadata = reader.schema.metadata or {}
+            if metadata.get(b"headrace.schema") != schema_name.encode() or metadata.get(b"headrace.version") != b"1":
+                found = metadata.get(b"headrace.schema", b"?") + b" version " + metadata.get(b"headrace.version", b"?")
+                raise WrongBatchError(f"expected a batch of {schema_name} version 1, got {found.decode()}")
+            return reader.read_next_batch(), int(metadata[WATERMARK_KEY])
+    except (pa.ArrowInvalid, StopIteration, KeyError, OSError) as error:
+        raise WrongBatchError(f"not a record batch of {schema_name}: {error}") from error
+
+
+def batch_kinds(schema: pa.Schema) -> tuple[str, ...]:
+    """The feedback kinds that a samples or transitions schema was made with."""
+    return tuple(kind for kind in schema.metadata[b"headrace.kinds"].decode().split(",") if kind)

@@ -1,0 +1,94 @@
+"""An exposure: one page of items that was shown to a user, with everything the policy knew when it chose the action."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Raw, Struct
+
+Id = Annotated[str, Meta(min_length=1, max_length=256)]
+TimestampMs = Annotated[int, Meta(ge=0, le=253_402_300_799_999)]
+"""Milliseconds since the Unix epoch, up to the year 9999."""
+Position = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+FeatureValue = float | str | list[str]
+"""A dense feature is a number, an id a string, a sequence a list of ids, newest last."""
+
+BASELINE = "baseline"
+"""The `policy` of traffic that no policy touched: it teaches the encoder and V, never an actor."""
+
+
+class ExposedItem(Struct, forbid_unknown_fields=True, frozen=True):
+    """One item of a page: where it stood and the ranker's predictions for it, by objective."""
+
+    item_id: Id
+    position: Position
+    scores: dict[str, float] = {}
+    features: dict[str, FeatureValue] = {}
+
+
+class Exposure(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """One shown page, keyed by `user_id`.
+
+    `action` has the length and order of the action specification; `propensity` is the probability density of that action
+    under the policy that chose it (1.0 where the choice was deterministic). `state` holds the features exactly as served.
+    """
+
+    version: Literal[1] = 1
+    request_id: Id
+    user_id: Id
+    ts_ms: TimestampMs
+    scene: str = ""
+    policy: Id = BASELINE
+    model_version: str = ""
+    state: dict[str, FeatureValue]
+    action: list[float]
+    propensity: Annotated[float, Meta(gt=0.0)] = 1.0
+    items: Annotated[list[ExposedItem], Meta(min_length=1, max_length=10_000)]
+
+
+class ItemKey(Struct, forbid_unknown_fields=True):
+    """What the joiner opens of an item; the rest stays as bytes."""
+
+    item_id: Id
+    position: Position
+    scores: Raw = Raw(b"{}")
+    features: Raw = Raw(b"{}")
+
+
+class ExposureKey(Struct, forbid_unknown_fields=True):
+    """What the joiner opens of an exposure: the join keys and the arm. Same fields as `Exposure`, the heavy ones unopened."""
+
+    request_id: Id
+    user_id: Id
+    ts_ms: TimestampMs
+    state: Raw
+    action: Raw
+    items: Annotated[list[ItemKey], Meta(min_length=1, max_length=10_000)]
+    version: Literal[1] = 1
+    scene: Raw = Raw(b'""')
+    policy: Id = BASELINE
+    model_version: str = ""
+    propensity: Raw = Raw(b"1.0")
+
+
+class ServedState(Struct):
+    """What the trainer opens of an exposure: the state, the action and how likely that action was."""
+
+    state: dict[str, FeatureValue]
+    action: list[float]
+    propensity: Annotated[float, Meta(gt=0.0)] = 1.0
+
+
+EXAMPLE = Exposure(
+    request_id="r-7",
+    user_id="u-42",
+    ts_ms=1_700_000_000_000,
+    scene="home",
+    policy="fusion",
+    model_version="fusion-000012",
+    state={"hour": 13.0, "city": "hz", "recent_items": ["i-3", "i-9"]},
+    action=[1.1],
+    propensity=0.8,
+    items=[ExposedItem(item_id="i-3", position=0, scores={"click": 0.21, "pay": 0.02})],
+)
+
+encode_exposure = msgspec.json.Encoder().encode

@@ -1,0 +1,142 @@
+"""A version's actor: the ONNX graph that the trainer wrote, checked before it answers anybody."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from headrace.policy_settings import PolicySettings
+from schemas.features import FeatureSpec, StateColumns
+from schemas.policy import Candidate
+from serving.decision import ActorFault
+
+GOLDEN_TOLERANCE = 1e-4
+"""How far the loaded actor may be from the trainer's action, in units of half a dimension's range: float32 noise is 1e-6."""
+
+_decode_candidate = msgspec.json.Decoder(Candidate).decode
+
+Floats = npt.NDArray[np.float64]
+
+
+class ActorError(ValueError):
+    """A version that cannot be served. `reason` is a counter's label."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+class Actor:
+    """A loaded version: state columns [B, …] -> actions [B, A]."""
+
+    def __init__(self, candidate: Candidate, session: onnxruntime.InferenceSession, policy: PolicySettings) -> None:
+        self.candidate = candidate
+        self._session = session
+        self._low, self._high = np.asarray(policy.action.low), np.asarray(policy.action.high)
+
+    @property
+    def model_version(self) -> str:
+        """The version that this actor is."""
+        return self.candidate.model_version
+
+    def raw(self, feeds: dict[str, npt.NDArray[Any]]) -> Floats:
+        """What the graph answers [B, A], unchecked."""
+        return np.asarray(self._session.run(("action",), feeds)[0], np.float64)
+
+    def act(self, columns: StateColumns) -> Floats:
+        """Actions [B, A], inside the bounds. Raises ActorFault where the graph gives NaN or infinity."""
+        actions = self.raw(feeds_of(columns))
+        if not np.isfinite(actions).all():
+            raise ActorFault(f"{self.model_version}: the actor gave {actions[~np.isfinite(actions)][0]}")
+        clipped: Floats = np.clip(actions, self._low, self._high)
+        return clipped
+
+
+def feeds_of(columns: StateColumns) -> dict[str, npt.NDArray[Any]]:
+    """The graph's inputs; those of size 0 are left out."""
+    feeds: dict[str, npt.NDArray[Any]] = {f"seq_{name}": column for name, column in columns.sequences.items()}
+    if columns.dense.shape[1]:
+        feeds["dense"] = columns.dense
+    if columns.ids.shape[1]:
+        feeds["ids"] = columns.ids
+    return feeds
+
+
+def read_candidate(folder: Path) -> Candidate:
+    """`candidate.json` of a version's folder. Raises ActorError."""
+    path = folder / "candidate.json"
+    try:
+        return _decode_candidate(path.read_bytes())
+    except OSError as error:
+        raise ActorError("missing", f"{path}: {error.strerror}") from error
+    except msgspec.DecodeError as error:
+        raise ActorError("malformed", f"{path}: {error}") from error
+
+
+def load_actor(folder: Path, policy: PolicySettings, warm_up_requests: int) -> Actor:
+    """Load, check and warm up the version in `folder`. Raises ActorError; after it nothing is left to be done lazily."""
+    candidate = read_candidate(folder)
+    if candidate.spec_hash != policy.spec_hash:
+        raise ActorError(
+            "wrong_spec",
+            f"{candidate.model_version} was made for specification {candidate.spec_hash}, this process has {policy.spec_hash}: "
+            "give trainer and serving the same [policy] settings",
+        )
+    actor = Actor(candidate, _session(folder / "actor.onnx"), policy)
+    _check_shapes(actor, policy.features)
+    _check_golden(actor, policy)
+    dummy = policy.features.columns([{}])
+    try:
+        for _ in range(warm_up_requests):
+            actor.act(dummy)
+    except ActorFault as fault:
+        raise ActorError("not_finite", str(fault)) from fault
+    return actor
+
+
+def _session(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # one request is microseconds of work: handing it to a pool costs more
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises a dozen classes of its own, all direct children of Exception
+        raise ActorError("unloadable", f"{path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
+
+
+def _check_shapes(actor: Actor, features: FeatureSpec) -> None:
+    """Run one row of the specification: names, types and widths all have to fit."""
+    try:
+        answer = actor.raw(feeds_of(features.columns([{}])))
+    except Exception as error:  # as above
+        raise ActorError("wrong_inputs", f"{actor.model_version} does not take the features of the specification: {str(error).splitlines()[0]}") from error
+    if answer.shape != (1, len(actor._low)):
+        raise ActorError("wrong_inputs", f"{actor.model_version} answers in shape {answer.shape}, the action specification has {len(actor._low)} dimensions")
+
+
+def golden_answer(actor: Actor) -> Floats:
+    """What the actor answers [A] to the candidate's golden inputs. Raises ActorError where they do not fit the graph."""
+    types = {entry.name: np.int64 if "int64" in entry.type else np.float32 for entry in actor._session.get_inputs()}
+    try:
+        feeds = {name: np.asarray(rows, types[name]) for name, rows in actor.candidate.golden_inputs.items()}
+        return actor.raw(feeds)[0]
+    except Exception as error:  # a missing name, ragged rows, or any of onnxruntime's classes
+        raise ActorError("wrong_golden", f"{actor.model_version}: its golden inputs do not fit its graph: {error!r:.200}") from error
+
+
+def golden_error(answer: Floats, golden_action: list[float], half_range: Floats) -> float:
+    """Largest distance between two actions, in units of half a dimension's range; infinite where they cannot be compared."""
+    if answer.shape != (len(golden_action),) or not np.isfinite(answer).all():
+        return float("inf")
+    return float(np.max(np.abs(answer - np.asarray(golden_action)) / half_range))
+
+
+def _check_golden(actor: Actor, policy: PolicySettings) -> None:
+    half_range = 0.5 * (np.asarray(policy.action.high) - np.asarray(policy.action.low))
+    distance = golden_error(golden_answer(actor), actor.candidate.golden_action, half_range)
+    if not distance <= GOLDEN_TOLERANCE:
+        raise ActorError("wrong_golden", f"{actor.model_version}: its action is {distance:.3g} half ranges off what the trainer computed")

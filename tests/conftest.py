@@ -1,0 +1,43 @@
+"""Brokers for the tests that need one: the embedded one always, a real Kafka where Docker or KAFKA_HOME is there."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from headrace import broker
+
+
+@pytest.fixture(scope="session")
+def embedded_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with broker.running("embedded", tmp_path_factory.mktemp("broker")) as running:
+        yield running.address
+
+
+@pytest.fixture(scope="session")
+def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    if os.environ.get("KAFKA_HOME") and shutil.which("java"):
+        with broker.running("kafka", tmp_path_factory.mktemp("kafka")) as running:
+            yield running.address
+    elif _docker_answers():
+        from testcontainers.kafka import KafkaContainer
+
+        with KafkaContainer("confluentinc/cp-kafka:7.8.0") as container:
+            yield container.get_bootstrap_server()
+    else:
+        pytest.skip("no real Kafka here: set KAFKA_HOME to a distribution (and install java 17), or start a Docker engine")
+
+
+def _docker_answers() -> bool:
+    if shutil.which("docker") is None and not Path("/var/run/docker.sock").exists():
+        return False
+    import docker
+    from docker.errors import DockerException
+
+    try:
+        docker.from_env().ping()
+    except DockerException:
+        return False
+    return True

@@ -1,0 +1,52 @@
+"""A worker of the tests: relays exposures to samples, remembering each; `HOLD` newest records are still needed."""
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from headrace.app import add_stage, create_app
+from headrace.settings import StreamSettings
+from headrace.step import Count, Outcome, Output, Record
+from headrace.worker import run
+from schemas.topics import EXPOSURES, SAMPLES
+
+HOLD = 50
+
+
+class Relay:
+    """Sends each record on, numbered by how many came before it in the partition."""
+
+    def __init__(self, stored: Iterable[tuple[bytes, bytes]]) -> None:
+        self.relayed = sum(1 for _ in stored)
+
+    def apply(self, topic: str, records: Sequence[Record], now_ms: int) -> Outcome:
+        outcome = Outcome(needed_from={topic: max(0, records[-1].offset + 1 - HOLD)})
+        for record in records:
+            outcome.outputs.append(Output(SAMPLES, b"%d %s" % (self.relayed, record.value)))
+            outcome.changes.append((b"r%012d" % record.offset, record.value))
+            self.relayed += 1
+        outcome.counts[Count("in", topic)] += len(records)
+        return outcome
+
+    def tick(self, now_ms: int) -> Outcome:
+        return Outcome()
+
+    def gauges(self) -> Mapping[str, float]:
+        return {"relayed": float(self.relayed)}
+
+
+def main(broker: str, state_dir: str, group: str, web_port: str) -> None:
+    settings = StreamSettings(broker=broker, state_dir=Path(state_dir), group_prefix=group)
+    app = create_app("relay", settings, int(web_port))
+    stage = add_stage(app, "relay", settings, lambda partition, stored: Relay(stored))
+
+    @app.agent(app.topic(EXPOSURES))
+    async def on_exposures(stream: object) -> None:
+        async for event in stream.events():
+            await stage.on_batch(event)
+
+    run(app, "INFO")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

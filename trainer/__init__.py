@@ -1,0 +1,1 @@
+"""Learns the policy from transitions."""

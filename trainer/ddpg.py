@@ -1,0 +1,234 @@
+"""The improved DDPG of Meituan's "Guess you like": Q(s, a) = V(s) + A(s, a), one shared encoder, no target networks.
+
+    delta    = r + gamma (1 - done) V(s') - V(s) - A(s, a)     TD error, A = 0 for baseline traffic
+    L_V      = mean delta(A held)^2                            every row, baseline too, teaches encoder and V
+    L_A      = mean m_e (delta_e(V held))^2                    rows that a policy touched: A fits the residual Q - V
+    grad J   = mean grad_theta mu(s) . g(s),   g = dA/da at a = mu(s)      deterministic policy gradient; the actor ascends
+
+Papers: Lillicrap et al. 2016 (DDPG, arXiv 1509.02971, eq. 5 and 6), Silver et al. 2014 (deterministic policy gradient, theorem 1),
+Wang et al. 2016 (dueling: Q = V + A, arXiv 1511.06581), Osband et al. 2016 (bootstrapped heads, arXiv 1602.04621), and Meituan's article.
+
+Where we differ from them:
+1. A(s, baseline) = 0 by construction (f(s, a) - f(s, baseline)), and V's target has A(s, a) taken off. So V is the value of changing
+   nothing, A the gain of one changed page over it, and "A stays above 0: this policy beats the baseline" holds literally.
+2. V(s') and not V(s') + A(s', mu(s')) in the target: V's fixed point does not move with the actor, over-estimation has no way to feed
+   itself. The price: A counts the gain of this page's action on all later pages, not the gain of later changed actions.
+3. A has E heads. Head e learns from half of the rows (bits of the transition's hash): their spread is A's sampling error.
+4. The actor follows g = mean_e g_e - kappa std_e g_e sign(u), per action number: where the heads do not agree it returns to the
+   baseline instead of running to a bound on noise. (sign is smoothed to tanh(u / 0.05) so that the step vanishes at the baseline.)
+5. The actor's gradient ends at the encoder: V and A alone shape the state code. No Ornstein-Uhlenbeck noise here: serving explores.
+6. Beyond a bound the clamp lets the gradient through, and a quadratic penalty pulls back, so that the actor cannot get stuck there.
+7. Rewards are divided by their rolling standard deviation (not centred: sessions differ in length). Metrics are in reward units.
+8. Every batch begins with the rows that no step has used yet (replay.py), AdamW, gradients clipped to a norm. A step whose loss or
+   gradient is not finite is skipped and counted: no weight, moment or counter of the optimiser changes.
+"""
+
+from typing import Any, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from schemas.action import ActionSpec
+from schemas.features import FeatureSpec, StateColumns
+from trainer.network import Network, StateTensors, state_tensors
+from trainer.replay import Transitions
+from trainer.settings import TrainerSettings
+from trainer.zscore import Zscore, ZscoreState
+
+SIGN_WIDTH = 0.05
+"""Half-ranges over which deviation 4's sign(u) is smoothed: well below an action that anybody would notice."""
+
+
+class DDPGState(TypedDict):
+    """All that the learner remembers."""
+
+    network: dict[str, Tensor]
+    critic_optimiser: dict[str, Any]
+    actor_optimiser: dict[str, Any]
+    features: ZscoreState
+    rewards: ZscoreState
+    reward_bound: float
+    steps: int
+    skipped_steps: int
+
+
+def td_error(reward_B: Tensor, done_B: Tensor, next_value_B: Tensor, value_B: Tensor, advantage_B: Tensor, gamma: float) -> Tensor:
+    """delta = r + gamma (1 - done) V(s') - V(s) - A(s, a)."""
+    return reward_B + gamma * (1.0 - done_B) * next_value_B - value_B - advantage_B
+
+
+def value_loss(target_B: Tensor, value_B: Tensor) -> Tensor:
+    """Mean of delta^2 with delta = target - V(s); target = r + gamma (1 - done) V(s') - A(s, a), held."""
+    return (target_B.detach() - value_B).square().mean()
+
+
+def advantage_loss(residual_B: Tensor, advantage_BE: Tensor, used_BE: Tensor) -> Tensor:
+    """Squared error of each head on the rows that it uses, averaged over those; residual = r + gamma V(s') - V(s), held."""
+    squared_BE = (residual_B.detach().unsqueeze(1) - advantage_BE).square() * used_BE
+    return squared_BE.sum() / used_BE.sum().clamp(min=1.0)
+
+
+def bootstrap_mask(id_hash: npt.NDArray[np.uint64], touched: npt.NDArray[np.bool_], heads: int) -> Tensor:
+    """used_BE: head e learns from a touched row if bit 63 - e of its hash is set."""
+    bits_BE = (id_hash[:, None] >> (np.uint64(63) - np.arange(heads, dtype=np.uint64))) & np.uint64(1)
+    return torch.from_numpy((bits_BE.astype(np.bool_) & touched[:, None]).astype(np.float32))
+
+
+def cautious_gradient(gradient_EBA: Tensor, u_BA: Tensor, kappa: float) -> Tensor:
+    """g = mean_e g_e - kappa std_e g_e sign(u): ascent of A's lower bound over the box of slopes that the heads span."""
+    mean_BA, std_BA = gradient_EBA.mean(0), gradient_EBA.std(0)
+    return mean_BA - kappa * std_BA * torch.tanh(u_BA / SIGN_WIDTH)
+
+
+class DDPG:
+    """One policy's learner. Deterministic: the same seed and the same calls give the same bits."""
+
+    def __init__(self, action: ActionSpec, features: FeatureSpec, settings: TrainerSettings, seed: int) -> None:
+        self.action_spec, self.feature_spec, self.settings = action, features, settings
+        self.network = Network(action, features, settings, torch.Generator().manual_seed(seed))
+        network, decay = self.network, settings.weight_decay
+        self._critic_parameters = [
+            *network.encoder.parameters(), *network.value.parameters(), *network.advantages.parameters()
+        ]  # fmt: skip
+        self._actor_parameters = list(network.actor.parameters())
+        self._critic_optimiser = torch.optim.AdamW(self._critic_parameters, settings.critic_learning_rate, weight_decay=decay)
+        self._actor_optimiser = torch.optim.AdamW(self._actor_parameters, settings.actor_learning_rate, weight_decay=decay)
+        self.features = self._zscore(len(features.dense))
+        self.rewards = self._zscore(1)
+        self.reward_bound = 0.0
+        self.steps = 0
+        self.skipped_steps = 0
+
+    def _zscore(self, size: int) -> Zscore:
+        settings = self.settings
+        return Zscore(
+            size,
+            half_life_rows=settings.normaliser_half_life_rows,
+            warm_up_rows=settings.normaliser_warm_up_rows,
+            clip=settings.normaliser_clip,
+            min_variance=settings.normaliser_min_variance,
+        )
+
+    def observe(self, rows: Transitions) -> None:
+        """Take new transitions into the normalisers, once each."""
+        self.features.update(rows.state.dense)
+        self.rewards.update(rows.reward[:, None])
+        self.reward_bound = max(self.reward_bound, float(np.abs(rows.reward).max(initial=0.0)))
+
+    @property
+    def reward_scale(self) -> float:
+        """Standard deviation of the reward: what one unit of V and A inside the network is worth."""
+        return float(self.rewards.constants().std_N[0])
+
+    def state_tensors(self, state: StateColumns) -> StateTensors:
+        """The network's input for states as served, normalised as of now."""
+        return state_tensors(state, self.features.constants(), self.feature_spec)
+
+    def act(self, state: StateColumns) -> npt.NDArray[np.float32]:
+        """mu(s), [B, A], without exploration."""
+        with torch.no_grad():
+            action_BA: npt.NDArray[np.float32] = self.network.actor(self.network.encoder(self.state_tensors(state))).numpy()
+        return action_BA
+
+    def values(self, state: StateColumns) -> npt.NDArray[np.float64]:
+        """V(s), [B], in reward units."""
+        with torch.no_grad():
+            value_B = self.network.value(self.network.encoder(self.state_tensors(state)))
+        return value_B.double().numpy() * self.reward_scale
+
+    def advantages(self, state: StateColumns, action: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        """A_e(s, a) of every head, [B, E], in reward units."""
+        with torch.no_grad():
+            code_BH = self.network.encoder(self.state_tensors(state))
+            advantage_BE = self.network.advantages(code_BH, self.network.actor.half_ranges(torch.from_numpy(action)))
+        return advantage_BE.double().numpy() * self.reward_scale
+
+    def learn(self, batch: Transitions) -> dict[str, float]:
+        """One gradient step of critic and actor. The metrics are defined in docs/learners/ddpg.md."""
+        critic_ok, code_BH, metrics = self._learn_critic(batch)
+        actor_ok, actor_metrics = self._learn_actor(code_BH.detach()) if critic_ok else (False, {})
+        self.steps += critic_ok and actor_ok
+        self.skipped_steps += not (critic_ok and actor_ok)
+        return {**metrics, **actor_metrics, "skipped_steps": float(self.skipped_steps)} if critic_ok else {"skipped_steps": float(self.skipped_steps)}
+
+    def _learn_critic(self, batch: Transitions) -> tuple[bool, Tensor, dict[str, float]]:
+        network, settings, scale = self.network, self.settings, self.reward_scale
+        reward_B = torch.from_numpy((batch.reward / scale).astype(np.float32))
+        done_B = torch.from_numpy(batch.done.astype(np.float32))
+        touched_B = torch.from_numpy(batch.touched.astype(np.float32))
+        u_BA = network.actor.half_ranges(torch.from_numpy(batch.action))
+        used_BE = bootstrap_mask(batch.id_hash, batch.touched, settings.heads)
+        with torch.no_grad():
+            next_value_B = network.value(network.encoder(self.state_tensors(batch.next_state)))
+        code_BH = network.encoder(self.state_tensors(batch.state))
+        value_B = network.value(code_BH)
+        advantage_BE = network.advantages(code_BH, u_BA)
+        advantage_B = advantage_BE.detach().mean(1) * touched_B
+        residual_B = td_error(reward_B, done_B, next_value_B, value_B.detach(), torch.zeros_like(value_B), settings.discount)
+        delta_B = residual_B - advantage_B
+        loss_v = value_loss(delta_B + value_B.detach(), value_B)
+        loss_a = advantage_loss(residual_B, advantage_BE, used_BE)
+        is_ok, norm = _step(loss_v + loss_a, self._critic_optimiser, self._critic_parameters, settings.max_grad_norm)
+        q_max = float((value_B.detach() + advantage_B).abs().max()) * scale
+        return is_ok, code_BH, {
+            "v_mean": float(value_B.detach().mean()) * scale,
+            "v_loss": float(loss_v.detach()),
+            "a_loss": float(loss_a.detach()),
+            "td_error": float(delta_B.abs().mean()) * scale,
+            "q_divergence": q_max * (1.0 - settings.discount) / max(self.reward_bound, 1e-9),
+            "grad_norm": norm,
+        }  # fmt: skip
+
+    def _learn_actor(self, code_BH: Tensor) -> tuple[bool, dict[str, float]]:
+        actor, settings = self.network.actor, self.settings
+        reach_BA = actor.reach(code_BH)
+        u_BA = actor.bounded(reach_BA).detach().requires_grad_()
+        advantage_BE = self.network.advantages(code_BH, u_BA)
+        per_head = [torch.autograd.grad(advantage_BE[:, head].sum(), u_BA, retain_graph=True)[0] for head in range(settings.heads)]
+        u_BA = u_BA.detach()
+        gradient_BA = cautious_gradient(torch.stack(per_head), u_BA, settings.pessimism)
+        # d loss / d reach = -g, whatever the clamp does: deviation 6
+        loss = -(gradient_BA * reach_BA).sum(1).mean() + 0.5 * (reach_BA - u_BA).square().sum(1).mean()
+        is_ok, norm = _step(loss, self._actor_optimiser, self._actor_parameters, settings.max_grad_norm)
+        return is_ok, {
+            "a_mean": float(advantage_BE.detach().mean()) * self.reward_scale,
+            "actor_grad_norm": norm,
+            "action_shift": float(u_BA.abs().mean()),
+            "at_bound": float(((u_BA <= actor.u_low_A) | (u_BA >= actor.u_high_A)).float().mean()),
+        }
+
+    def state_dict(self) -> DDPGState:
+        """Everything the learner remembers."""
+        return {
+            "network": self.network.state_dict(),
+            "critic_optimiser": self._critic_optimiser.state_dict(),
+            "actor_optimiser": self._actor_optimiser.state_dict(),
+            "features": self.features.state_dict(),
+            "rewards": self.rewards.state_dict(),
+            "reward_bound": self.reward_bound,
+            "steps": self.steps,
+            "skipped_steps": self.skipped_steps,
+        }
+
+    def load_state_dict(self, state: DDPGState) -> None:
+        """Go on from an earlier `state_dict` of a learner of the same specification and sizes."""
+        self.network.load_state_dict(state["network"])
+        self._critic_optimiser.load_state_dict(state["critic_optimiser"])
+        self._actor_optimiser.load_state_dict(state["actor_optimiser"])
+        self.features.load_state_dict(state["features"])
+        self.rewards.load_state_dict(state["rewards"])
+        self.reward_bound, self.steps, self.skipped_steps = state["reward_bound"], state["steps"], state["skipped_steps"]
+
+
+def _step(loss: Tensor, optimiser: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], max_norm: float) -> tuple[bool, float]:
+    """Descend, unless the loss or its gradient is not finite. Gives whether it did, and the gradient's norm before clipping."""
+    optimiser.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
+    if not (torch.isfinite(loss) and np.isfinite(norm)):
+        optimiser.zero_grad()
+        return False, norm
+    optimiser.step()
+    return True, norm

@@ -1,0 +1,195 @@
+"""The network, generated from the feature and action specifications: one encoder, and the heads V(s), A(s, a) and mu(s).
+
+Shape legend: B batch, N dense features, I id features, T sequence length, D embedding columns, C CNN channels, H state code,
+A action numbers, E advantage heads.
+
+Inside, an action is u = (a - baseline) / half_range, so u = 0 is the baseline and every dimension has the same scale.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
+
+from schemas.action import ActionSpec
+from schemas.features import PADDING, FeatureSpec, SequenceFeature, StateColumns
+from trainer.settings import TrainerSettings
+from trainer.zscore import ZscoreConstants
+
+ACTOR_REACH = 2.0
+"""2 tanh(x) reaches every bound, in units of half the range, from every baseline between the bounds; a clamp does the rest."""
+
+
+@dataclass(frozen=True)
+class StateTensors:
+    """B normalised states: dense_BN float32, ids_BI int64, sequences_BT int64 in the order of the specification."""
+
+    dense_BN: Tensor
+    ids_BI: Tensor
+    sequences_BT: tuple[Tensor, ...]
+
+
+def state_tensors(columns: StateColumns, normalise: ZscoreConstants, features: FeatureSpec) -> StateTensors:
+    """The encoder's input for states as served."""
+    sequences = tuple(torch.from_numpy(columns.sequences[sequence.name]) for sequence in features.sequences)
+    return StateTensors(torch.from_numpy(normalise(columns.dense)), torch.from_numpy(columns.ids), sequences)
+
+
+def linear(inputs: int, outputs: int, generator: torch.Generator, *, zero: bool = False) -> nn.Linear:
+    """A linear layer drawn from `generator` (He 2015, uniform) with zero bias; or all zero."""
+    layer: nn.Linear = skip_init(nn.Linear, inputs, outputs)
+    nn.init.zeros_(layer.bias)
+    if zero:
+        nn.init.zeros_(layer.weight)
+    else:
+        nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu", generator=generator)
+    return layer
+
+
+def embedding(buckets: int, dim: int, generator: torch.Generator) -> nn.Embedding:
+    """An embedding table whose padding row is zero and stays zero."""
+    table: nn.Embedding = skip_init(nn.Embedding, buckets, dim, padding_idx=PADDING)
+    nn.init.normal_(table.weight, std=dim**-0.5, generator=generator)
+    with torch.no_grad():
+        table.weight[PADDING].zero_()
+    return table
+
+
+class SequenceBlock(nn.Module):
+    """Recent ids -> intent: embedding matrix -> 1-D CNN -> maximum and mean over the positions that hold an id."""
+
+    def __init__(self, feature: SequenceFeature, channels: int, kernel: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.table = embedding(feature.buckets, feature.dim, generator)
+        self.convolution: nn.Conv1d = skip_init(nn.Conv1d, feature.dim, channels, kernel, padding="same")
+        nn.init.kaiming_uniform_(self.convolution.weight, nonlinearity="relu", generator=generator)
+        nn.init.zeros_(self.convolution.bias)
+
+    def forward(self, ids_BT: Tensor) -> Tensor:
+        """[B, 2C]; zero where a sequence is empty. The CNN's output is not negative, so 0 at padding never wins the maximum."""
+        maps_BCT = torch.relu(self.convolution(self.table(ids_BT).transpose(1, 2)))
+        held_B1T = (ids_BT != PADDING).to(maps_BCT.dtype).unsqueeze(1)
+        maps_BCT = maps_BCT * held_B1T
+        return torch.cat([maps_BCT.amax(2), maps_BCT.sum(2) / held_B1T.sum(2).clamp(min=1.0)], dim=1)
+
+
+class Encoder(nn.Module):
+    """State -> code_BH in [-1, 1]: dense block, id embeddings and sequence blocks, concatenated, through an MLP."""
+
+    def __init__(self, features: FeatureSpec, settings: TrainerSettings, generator: torch.Generator) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList([embedding(feature.buckets, feature.dim, generator) for feature in features.ids])
+        self.blocks = nn.ModuleList(
+            [SequenceBlock(feature, settings.channels, settings.kernel, generator) for feature in features.sequences]
+        )
+        width = len(features.dense) + sum(feature.dim for feature in features.ids) + 2 * settings.channels * len(features.sequences)
+        widths = (width, *settings.hidden)
+        self.layers = nn.ModuleList([linear(widths[i], widths[i + 1], generator) for i in range(len(settings.hidden))])
+        self.norms = nn.ModuleList([nn.LayerNorm(size) for size in settings.hidden])
+
+    def forward(self, state: StateTensors) -> Tensor:
+        parts = [state.dense_BN]
+        parts += [table(state.ids_BI[:, column]) for column, table in enumerate(self.tables)]
+        parts += [block(ids_BT) for block, ids_BT in zip(self.blocks, state.sequences_BT, strict=True)]
+        code_BH = torch.cat(parts, dim=1)
+        for i, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
+            code_BH = norm(layer(code_BH))
+            code_BH = torch.tanh(code_BH) if i == len(self.layers) - 1 else torch.relu(code_BH)
+        return code_BH
+
+
+class ValueHead(nn.Module):
+    """V(s): what the session is worth from here on when nothing is changed, in scaled reward."""
+
+    def __init__(self, settings: TrainerSettings, generator: torch.Generator) -> None:
+        super().__init__()
+        self.hidden = linear(settings.hidden[-1], settings.head_hidden, generator)
+        self.output = linear(settings.head_hidden, 1, generator, zero=True)
+
+    def forward(self, code_BH: Tensor) -> Tensor:
+        value_B1: Tensor = self.output(torch.relu(self.hidden(code_BH)))
+        return value_B1.squeeze(1)
+
+
+class AdvantageHeads(nn.Module):
+    """A_e(s, a) = f_e(s, u) - f_e(s, 0), e = 1..E: zero for the baseline by construction.
+
+    f_e(s, u) = slope_e(s) . u + curve_e(s) . u^2 / 2 + MLP_e(s, u). The first two multiply state code and action, so that a
+    state-dependent best direction is linear in the weights; the MLP takes what is left. All start at zero.
+    """
+
+    def __init__(self, settings: TrainerSettings, action_size: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.heads = settings.heads
+        self.slope = linear(settings.hidden[-1], settings.heads * action_size, generator, zero=True)
+        self.curve = linear(settings.hidden[-1], settings.heads * action_size, generator, zero=True)
+        self.from_code = linear(settings.hidden[-1], settings.head_hidden, generator)
+        self.from_action = linear(action_size, settings.head_hidden, generator)
+        self.output = linear(settings.head_hidden, settings.heads, generator, zero=True)
+
+    def forward(self, code_BH: Tensor, u_BA: Tensor) -> Tensor:
+        """A_BE."""
+        slope_BEA = self.slope(code_BH).unflatten(1, (self.heads, -1))
+        curve_BEA = self.curve(code_BH).unflatten(1, (self.heads, -1))
+        u_B1A = u_BA.unsqueeze(1)
+        smooth_BE = ((slope_BEA + 0.5 * curve_BEA * u_B1A) * u_B1A).sum(2)
+        from_code_BK = self.from_code(code_BH)
+        weight_AK = self.from_action.weight.T
+        bent_BK = torch.relu(from_code_BK + u_BA @ weight_AK) - torch.relu(from_code_BK)
+        return smooth_BE + bent_BK @ self.output.weight.T
+
+
+class Actor(nn.Module):
+    """mu(s): the action in bounds. Its last layer starts at zero, so that it starts exactly at the baseline."""
+
+    def __init__(self, action: ActionSpec, settings: TrainerSettings, generator: torch.Generator) -> None:
+        super().__init__()
+        low_A, baseline_A, high_A = (np.array(values, np.float64) for values in (action.low, action.baseline, action.high))
+        half_A = (high_A - low_A) / 2
+        self.hidden = linear(settings.hidden[-1], settings.head_hidden, generator)
+        self.output = linear(settings.head_hidden, action.size, generator, zero=True)
+        for name, values in (("low", low_A), ("baseline", baseline_A), ("high", high_A), ("half", half_A)):
+            self.register_buffer(f"{name}_A", torch.from_numpy(values).float(), persistent=False)
+        self.register_buffer("u_low_A", torch.from_numpy((low_A - baseline_A) / half_A).float(), persistent=False)
+        self.register_buffer("u_high_A", torch.from_numpy((high_A - baseline_A) / half_A).float(), persistent=False)
+
+    low_A: Tensor
+    baseline_A: Tensor
+    high_A: Tensor
+    half_A: Tensor
+    u_low_A: Tensor
+    u_high_A: Tensor
+
+    def reach(self, code_BH: Tensor) -> Tensor:
+        """Where the actor points, in half-ranges from the baseline; it may lie outside the bounds."""
+        reach_BA: Tensor = ACTOR_REACH * torch.tanh(self.output(torch.relu(self.hidden(code_BH))))
+        return reach_BA
+
+    def bounded(self, reach_BA: Tensor) -> Tensor:
+        """u_BA within the bounds."""
+        return torch.minimum(torch.maximum(reach_BA, self.u_low_A), self.u_high_A)
+
+    def action(self, u_BA: Tensor) -> Tensor:
+        """Half-ranges from the baseline -> the action in its own units."""
+        return torch.minimum(torch.maximum(self.baseline_A + self.half_A * u_BA, self.low_A), self.high_A)
+
+    def half_ranges(self, action_BA: Tensor) -> Tensor:
+        """The opposite of `action`."""
+        return (action_BA - self.baseline_A) / self.half_A
+
+    def forward(self, code_BH: Tensor) -> Tensor:
+        """The action a_BA in its own units."""
+        return self.action(self.bounded(self.reach(code_BH)))
+
+
+class Network(nn.Module):
+    """Encoder and heads, drawn from `generator` alone: the same seed gives the same weights."""
+
+    def __init__(self, action: ActionSpec, features: FeatureSpec, settings: TrainerSettings, generator: torch.Generator) -> None:
+        super().__init__()
+        self.encoder = Encoder(features, settings, generator)
+        self.value = ValueHead(settings, generator)
+        self.advantages = AdvantageHeads(settings, action.size, generator)
+        self.actor = Actor(action, settings, generator)
