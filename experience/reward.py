@@ -36,7 +36,8 @@ def earned_parts(sums_PK: Floats, kinds: Sequence[str], weights: Mapping[str, fl
 def conversions(sums_PK: Floats, kinds: Sequence[str], conversion_kinds: Sequence[str]) -> Bools:
     """Which pages had any feedback of a converting kind: [P]."""
     counts = [column for column, kind in enumerate(kinds) if kind in conversion_kinds]
-    return (sums_PK[:, counts] > 0).any(axis=1)
+    converted_P: Bools = np.any(sums_PK[:, counts] > 0, axis=1)
+    return converted_P
 
 
 def penalties(converted_P: Bools, went_on_P: Bools, penalty_no_conversion: float, penalty_left: float) -> tuple[Floats, Floats]:

@@ -13,6 +13,7 @@ import heapq
 from bisect import insort
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice, zip_longest
 
 import msgspec
 import pyarrow.compute as pc
@@ -66,7 +67,7 @@ def settle(session: Session, watermark_ms: int, gap_ms: int, max_pages: int) -> 
     """Take those pages from the front of a session whose future no page with ts_ms >= watermark_ms can change."""
     instances: list[Instance] = []
     pages = session.pages
-    for page, following in zip(pages, [*pages[1:], None], strict=True):
+    for page, following in zip_longest(pages, islice(pages, 1, None)):
         gap_end_ms = page.ts_ms if page.left else page.ts_ms + gap_ms
         went_on = following is not None and not page.left and following.ts_ms <= gap_end_ms
         decided_ms = following.ts_ms if following and went_on else gap_end_ms
@@ -84,7 +85,11 @@ def settle(session: Session, watermark_ms: int, gap_ms: int, max_pages: int) -> 
 
 
 class PartitionSessions:
-    """The step of one partition: samples -> transitions. State rows: `u<user>` a session, `s<offset>` seen ids, `w` the clock."""
+    """The step of one partition: samples -> transitions. State rows: `u<user>` a session, `s<offset>` seen ids, `w` the clock.
+
+    A row a session costs RocksDB 6 us a page, where one row a delivery and its tombstones cost 4 us (pages of 1.5 kB); but the
+    latter would keep every page of the last `session_gap_ms`, the former keeps the newest one of each user.
+    """
 
     def __init__(self, settings: ExperienceSettings, partition: int, stored: Iterable[tuple[bytes, bytes]]) -> None:
         rows = sorted(stored)

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 from headrace.settings import ConfigError, StreamSettings
 from schemas.topics import MAX_EVENT_BYTES, TOPICS

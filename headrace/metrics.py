@@ -22,6 +22,7 @@ COUNTERS: dict[str, tuple[str, str, str]] = {
     "out": ("headrace_rows_out_total", "topic", "Events or rows sent, by topic"),
     "rejected": ("headrace_rejected_total", "reason", "Events or rows refused, each with a dead letter, by reason"),
     "ignored": ("headrace_ignored_total", "reason", "Harmless drops such as duplicates, by reason"),
+    "out_of_order": ("headrace_out_of_order_total", "topic", "Rows that came behind the promised watermark and were used, by topic"),
 }
 """By `Count.name`: the metric, the name of its label, its help text."""
 

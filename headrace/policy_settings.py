@@ -1,11 +1,12 @@
-"""The policy: its name, its action, the features that it sees, and the folder its versions live in. Trainer, controller and serving share it."""
+"""The policy: its name, action, features and model store. Trainer, version controller and serving share it."""
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from headrace.settings import Section
 from schemas.action import ActionSpec, spec_hash
+from schemas.exposure import BASELINE
 from schemas.features import DenseFeature, FeatureSpec, IdFeature, SequenceFeature
 
 DEFAULT_FEATURES = FeatureSpec(
@@ -20,10 +21,17 @@ class PolicySettings(Section):
 
     section = "policy"
 
-    policy: str = Field("fusion", pattern=r"^(?!baseline$)[a-z0-9][a-z0-9_-]{0,63}$", description="name of the policy; `baseline` is taken")
+    policy: str = Field("fusion", pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$", description="name of the policy; `baseline` is taken")
     action: ActionSpec = Field(default_factory=lambda: ActionSpec.model_validate({}), description="the numbers that the policy sets")
     features: FeatureSpec = Field(DEFAULT_FEATURES, description="the features of a state; whatever else a state holds is not read")
     model_dir: Path = Field(Path("var/models"), description="model store: {model_dir}/{policy}/candidates/{model_version}/")
+
+    @field_validator("policy")
+    @classmethod
+    def _not_the_baseline(cls, policy: str) -> str:
+        if policy == BASELINE:
+            raise ValueError(f"{BASELINE!r} is the name of traffic that no policy touches")
+        return policy
 
     @property
     def spec_hash(self) -> str:

@@ -2,7 +2,6 @@
 
 import os
 import tomllib
-from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -18,7 +17,6 @@ class ConfigError(ValueError):
     """A setting that cannot be used. Its text is one line: the setting, the value, what is allowed."""
 
 
-@cache
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text())
@@ -89,7 +87,8 @@ def load(section: type[S], **overrides: Any) -> S:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]) or section.section
         message = first["msg"].removeprefix("Value error, ")
-        value = f" = {first['input']!r:.80}" if first["type"] != "extra_forbidden" else ""
+        is_secret = "Secret" in str(section.model_fields[name].annotation) if name in section.model_fields else False
+        value = f" = {first['input']!r:.80}" if first["type"] != "extra_forbidden" and not is_secret else ""
         known = f"; known settings: {', '.join(section.model_fields)}" if first["type"] == "extra_forbidden" else ""
         raise ConfigError(f"setting {section.section}.{name}{value}: {message}{known}") from error
     except SettingsError as error:

@@ -51,6 +51,7 @@ class Partition:
         self._make_step = make_step
         self.step: PartitionStep = make_step(number, self.store.rows())
         self.lag_s = 0.0
+        self.last_arrival_s: float | None = None
         self.hole: dict[str, int] = {}
 
     def is_behind(self, committed: Mapping[str, int | None]) -> bool:
@@ -138,7 +139,8 @@ class Stage:
                 outcome = partition.step.apply(tp.topic, records, now_ms)
                 await self._carry_out(partition, outcome, {tp.topic: records[-1].offset + 1})
                 done_s = self._clock_s()
-                partition.lag_s = max(0.0, done_s - records[-1].arrival_ms / 1000)
+                partition.last_arrival_s = records[-1].arrival_ms / 1000
+                partition.lag_s = max(0.0, done_s - partition.last_arrival_s)
                 self.metrics.observe_batch(tp.topic, max(0.0, done_s - now_ms / 1000))
             except Exception as error:
                 stop_at_once(error)
@@ -167,7 +169,7 @@ class Stage:
                 stop_at_once(error)
 
     async def _carry_out(self, partition: Partition, outcome: Outcome, offsets: dict[str, int]) -> None:
-        messages = [(output.topic, None, output.value) for output in outcome.outputs]
+        messages: list[tuple[str, bytes | None, bytes]] = [(output.topic, None, output.value) for output in outcome.outputs]
         messages += [(DEAD_LETTERS, letter.stage.encode(), encode_json(letter)) for letter in outcome.dead_letters]
         if messages:
             await self._producer.send(partition.number, messages)
@@ -181,9 +183,17 @@ class Stage:
     def looks(self) -> dict[int, tuple[Counter[Count], Mapping[str, float]]]:
         """Each partition's counts since its state began, and its gauges now."""
         return {
-            number: (partition.store.counts, {**partition.step.gauges(), "lag_seconds": partition.lag_s, "lag_records": self._lag_records(partition)})
+            number: (partition.store.counts, {**partition.step.gauges(), **self._lag(partition)})
             for number, partition in self.partitions.items()
         }
+
+    def _lag(self, partition: Partition) -> dict[str, float]:
+        """Records waiting, and how long ago the newest record in the state arrived: at its batch's end, or now if more are waiting."""
+        waiting = self._lag_records(partition)
+        lag_s = partition.lag_s
+        if waiting and partition.last_arrival_s is not None:
+            lag_s = max(0.0, self._clock_s() - partition.last_arrival_s)
+        return {"lag_seconds": lag_s, "lag_records": waiting}
 
     def _lag_records(self, partition: Partition) -> int:
         """How many records the broker has beyond those in the state (the embedded broker counts a batch as one record)."""

@@ -24,7 +24,7 @@ class Output(NamedTuple):
 
 
 class Count(NamedTuple):
-    """What a counter counts: `name` is in, out, rejected or ignored; `label` a topic (in, out) or a reason."""
+    """What a counter counts: `name` is in, out, out_of_order (`label`: the topic), rejected or ignored (`label`: the reason)."""
 
     name: str
     label: str

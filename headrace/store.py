@@ -40,6 +40,7 @@ class PartitionStore:
         """Every row, sorted by key."""
         for key, value in self._db.items():
             if key != _META:
+                assert isinstance(key, bytes), key  # raw mode
                 yield key, value
 
     def write(self, changes: Sequence[tuple[bytes, bytes | None]], offsets: dict[str, int], counts: Counter[Count]) -> None:

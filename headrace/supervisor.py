@@ -24,12 +24,14 @@ class Child:
     name: str
     command: Sequence[str]
     log_file: Path
+    once: bool
     process: subprocess.Popen[bytes] | None = None
     restarts: int = 0
     exit_codes: list[int] = field(default_factory=list)
     started_s: float = 0.0
     start_at_s: float = 0.0
     failures: int = 0
+    done: bool = False
 
 
 class Supervisor:
@@ -39,9 +41,9 @@ class Supervisor:
         self.children: dict[str, Child] = {}
         self._environment = {**os.environ, **environment}
 
-    def add(self, name: str, arguments: Sequence[str], log_file: Path) -> Child:
-        """Start `headrace <arguments>` and keep it running."""
-        child = Child(name, [sys.executable, "-m", "headrace", *arguments], log_file)
+    def add(self, name: str, arguments: Sequence[str], log_file: Path, *, once: bool = False) -> Child:
+        """Start `headrace <arguments>` and keep it running; with `once` only until it ends with code 0."""
+        child = Child(name, [sys.executable, "-m", "headrace", *arguments], log_file, once)
         self.children[name] = child
         self._start(child)
         return child
@@ -55,7 +57,7 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 env=self._environment,
                 start_new_session=True,
-                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+                preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - the supervisor has one thread
             )
         child.started_s = time.monotonic()
 
@@ -65,10 +67,12 @@ class Supervisor:
         now_s = time.monotonic()
         for child in self.children.values():
             if child.process is None:
-                if now_s >= child.start_at_s:
+                if not child.done and now_s >= child.start_at_s:
                     child.restarts += 1
                     self._start(child)
-            elif (code := child.process.poll()) is not None:
+            elif (code := child.process.poll()) is not None and child.once and code == 0:
+                child.done, child.process = True, None
+            elif code is not None:
                 ended.append(child.name)
                 child.exit_codes.append(code)
                 child.failures = 0 if now_s - child.started_s > STABLE_S else child.failures + 1

@@ -139,9 +139,11 @@ class Transport(driver.Transport):  # type: ignore[misc]
 class BatchTopic(Topic):  # type: ignore[misc]
     """A topic whose events hold batches: their records are not decoded here."""
 
+    decode: Callable[..., Awaitable[Any]]
+
     def _compile_decode(self) -> None:
         super()._compile_decode()
-        decode_record: Callable[..., Awaitable[Any]] = self.decode
+        decode_record = self.decode
         create_event = self.app.create_event
 
         async def decode(message: Any, *, propagate: bool = False) -> Any:

@@ -26,6 +26,8 @@ def run(app: faust.App, log_level: str) -> None:
     try:
         app.conf.datadir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"cannot write state in {app.conf.datadir}: {error.strerror}; set stream.state_dir to a folder of your own") from error
+        raise ConfigError(
+            f"cannot write state in {app.conf.datadir}: {error.strerror}; set stream.state_dir to a folder of your own"
+        ) from error
     worker = app.Worker(loglevel=log_level, redirect_stdouts=False, override_logging=False, quiet=True)
     worker.execute_from_commandline()

@@ -63,7 +63,8 @@ class PageTally:
         starts = np.concatenate(([0], ends[:-1])).astype(np.int64) if len(ends) else np.zeros(0, np.int64)
         rows_of_page = np.diff(ends, prepend=0)
         ts_ms = batch["ts_ms"].to_numpy()[starts]
-        fresh = self._fresh_pages(offset, runs.values.to_pylist(), ts_ms, rows_of_page, changes, counts)
+        fresh = np.array(self.seen.fresh(offset, runs.values.to_pylist(), int(ts_ms.max(initial=0)), changes), np.bool_)
+        counts[Count("ignored", "duplicate")] += int(rows_of_page[~fresh].sum())
         if fresh.any():
             self._add(batch, starts, rows_of_page, fresh)
             self._note_first_responses(batch, starts[fresh], ts_ms[fresh], changes)
@@ -72,25 +73,9 @@ class PageTally:
         changes.append((_TOTALS, msgspec.msgpack.encode(self.totals)))
         return int(fresh.sum())
 
-    def _fresh_pages(
-        self,
-        offset: int,
-        ids: list[str],
-        ts_ms: npt.NDArray[np.int64],
-        rows_of_page: npt.NDArray[Any],
-        changes: Changes,
-        counts: Counter[Count],
-    ) -> npt.NDArray[np.bool_]:
-        young = ts_ms >= self.totals.watermark_ms - self._settings.horizon_s * 1000
-        fresh = young.copy()
-        if young.any():
-            young_ids = [identity for identity, keep in zip(ids, young, strict=True) if keep]
-            fresh[young] = self.seen.fresh(offset, young_ids, int(ts_ms[young].max()), changes)
-        _ignore(counts, "beyond_horizon", int(rows_of_page[~young].sum()))
-        _ignore(counts, "duplicate", int(rows_of_page[young & ~fresh].sum()))
-        return fresh
-
-    def _add(self, batch: pa.RecordBatch, starts: npt.NDArray[np.int64], rows_of_page: npt.NDArray[Any], fresh: npt.NDArray[np.bool_]) -> None:
+    def _add(
+        self, batch: pa.RecordBatch, starts: npt.NDArray[np.int64], rows_of_page: npt.NDArray[Any], fresh: npt.NDArray[np.bool_]
+    ) -> None:
         delays = batch["label_delay_ms"].fill_null(-1).to_numpy()
         joined = np.logical_or.reduceat(delays >= 0, starts)
         known = delays[(delays >= 0) & np.repeat(fresh, rows_of_page)]
@@ -102,7 +87,9 @@ class PageTally:
         totals.delay_ms_sum += int(known.sum())
         totals.delay_classes = [before + int(more) for before, more in zip(totals.delay_classes, classes, strict=True)]
 
-    def _note_first_responses(self, batch: pa.RecordBatch, pages: npt.NDArray[np.int64], ts_ms: npt.NDArray[np.int64], changes: Changes) -> None:
+    def _note_first_responses(
+        self, batch: pa.RecordBatch, pages: npt.NDArray[np.int64], ts_ms: npt.NDArray[np.int64], changes: Changes
+    ) -> None:
         rows = pa.array(pages)
         earlier: dict[Version, int] = {}
         for policy, model_version, at_ms in zip(
@@ -121,11 +108,6 @@ class PageTally:
             changes.append((version_key(_FIRST, oldest), None))
 
 
-def _ignore(counts: Counter[Count], reason: str, rows: int) -> None:
-    if rows:
-        counts[Count("ignored", reason)] += rows
-
-
 def version_key(prefix: bytes, version: Version) -> bytes:
     """The key of a version's row: `prefix`, then policy and model version in MessagePack (ids may hold any character)."""
     return prefix + msgspec.msgpack.encode(version)
@@ -133,4 +115,5 @@ def version_key(prefix: bytes, version: Version) -> bytes:
 
 def version_of(key: bytes, prefix: bytes) -> Version:
     """The version of such a key."""
-    return msgspec.msgpack.decode(key[len(prefix) :], type=Version)
+    version: Version = msgspec.msgpack.decode(key[len(prefix) :], type=Version)
+    return version

@@ -1,6 +1,7 @@
 """What the monitor keeps of transitions: reward by arm, in sums clustered by session, and by model version."""
 
 import heapq
+import math
 from collections import Counter
 from collections.abc import Iterable
 from typing import Literal, get_args
@@ -95,11 +96,17 @@ class RewardTally:
 
     def moments(self, arm: Arm) -> Moments:
         """All sessions of an arm; those still open count with what they have so far, so that long sessions are not left out."""
-        total = self.finished[arm] + Moments()
-        for (_, session_arm), session in self.open.items():
-            if session_arm == arm:
-                total.add(session.pages, session.reward)
-        return total
+        done = self.finished[arm]
+        still = [session for (_, session_arm), session in self.open.items() if session_arm == arm]
+        # fsum is exact: the order of the sessions, which a restart changes, does not show in the last digit.
+        return Moments(
+            clusters=done.clusters + len(still),
+            n=done.n + sum(session.pages for session in still),
+            reward=math.fsum((done.reward, *(session.reward for session in still))),
+            n_squared=done.n_squared + sum(session.pages**2 for session in still),
+            reward_squared=math.fsum((done.reward_squared, *(session.reward**2 for session in still))),
+            n_reward=math.fsum((done.n_reward, *(session.pages * session.reward for session in still))),
+        )
 
     def count(self, offset: int, batch: pa.RecordBatch, watermark_ms: int, changes: Changes, counts: Counter[Count]) -> tuple[int, int]:
         """Count the transitions of one record that were not counted before; returns how many, and the feedback on their pages."""
@@ -115,13 +122,10 @@ class RewardTally:
         return len(fresh), feedback_count
 
     def _fresh(self, offset: int, batch: pa.RecordBatch, changes: Changes, counts: Counter[Count]) -> pa.RecordBatch:
-        ts_ms = batch["ts_ms"].to_numpy()
-        young = ts_ms >= self.totals.watermark_ms - self._settings.horizon_s * 1000
-        rows = batch.filter(pa.array(young))
-        mask = self.seen.fresh(offset, rows["transition_id"].to_pylist(), int(ts_ms.max(initial=0, where=young)), changes)
-        counts[Count("ignored", "beyond_horizon")] += len(batch) - len(rows)
-        counts[Count("ignored", "duplicate")] += mask.count(False)
-        return rows.filter(pa.array(mask, pa.bool_()))
+        newest_ms = int(batch["ts_ms"].to_numpy().max(initial=0))
+        fresh = self.seen.fresh(offset, batch["transition_id"].to_pylist(), newest_ms, changes)
+        counts[Count("ignored", "duplicate")] += fresh.count(False)
+        return batch.filter(pa.array(fresh, pa.bool_()))
 
     def _add(self, rows: pa.RecordBatch, changes: Changes) -> None:
         """Row by row and in order, so that the sums are the same however the rows were cut into records."""

@@ -53,7 +53,9 @@ class Seen:
 
     def forget(self, now_ms: int, changes: Changes) -> None:
         """Drop the oldest records that are out of the horizon at `now_ms` (event time or arrival time: whichever `newest_ms` is)."""
-        while self._records and (self._records[0][1] < now_ms - self._horizon_ms or (len(self._ids) > self._ids_max and len(self._records) > 1)):
+        while self._records and (
+            self._records[0][1] < now_ms - self._horizon_ms or (len(self._ids) > self._ids_max and len(self._records) > 1)
+        ):
             key, _, digests = self._records.popleft()
             self._ids.difference_update(digests)
             changes.append((key, None))

@@ -10,7 +10,9 @@ class MonitorSettings(Section):
 
     section = "monitor"
 
-    webhook_url: SecretStr | None = Field(None, description="alerts are posted here as JSON; the address may hold a token, so it is never logged")
+    webhook_url: SecretStr | None = Field(
+        None, description="alerts are posted here as JSON; the address may hold a token, so it is never logged"
+    )
     webhook_timeout_s: float = Field(5.0, gt=0, le=60, description="longest silence of the webhook's server in one attempt")
     webhook_attempts: int = Field(5, ge=1, le=20, description="an alert that failed so often is dropped and counted")
     webhook_backoff_s: float = Field(1.0, ge=0, le=60, description="wait before the second attempt; it doubles for each further one")
@@ -22,11 +24,13 @@ class MonitorSettings(Section):
     bucket_s: int = Field(5, ge=1, description="resolution of the window")
     settle_s: int = Field(2, ge=0, description="a bucket is judged this long after its end, so that what is on its way is in it")
     min_events: int = Field(100, ge=1, description="windows with fewer events are not judged")
-    history_windows: int = Field(10, ge=2, le=100, description="windows of history from which a restarted monitor knows what was firing")
+    history_windows: int = Field(
+        60, ge=2, le=1000, description="windows of history kept; together longer than the joiner's window, so that a slow start is no alert"
+    )
 
-    horizon_s: int = Field(300, ge=0, description="rows older than this behind the watermark are re-deliveries; younger ones are known by id")
+    horizon_s: int = Field(3600, ge=0, description="pages and transitions delivered again within this (event time) count once")
     letter_horizon_s: int = Field(3600, ge=0, description="a dead letter delivered again within this time counts once")
-    remembered_ids_max: int = Field(1_000_000, ge=1, description="ids remembered per topic and partition, about 100 B each")
+    remembered_ids_max: int = Field(200_000, ge=1, description="ids remembered per topic and partition, about 100 B each")
     session_idle_s: int = Field(7200, ge=1, description="a session without a page for so long (event time) is taken as finished")
     open_sessions_max: int = Field(100_000, ge=1, description="open sessions kept per partition; the stalest are taken as finished")
     versions_max: int = Field(200, ge=1, description="model versions kept per partition, newest first")

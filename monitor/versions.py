@@ -57,9 +57,9 @@ class VersionTally:
         version = (announcement.policy, announcement.model_version)
         if announcement.model_version and version not in self.announced:
             lineage = announcement.lineage
-            self.announced[version] = Announced(
-                announcement.announced_ms, lineage.transitions_learned, lineage.learned_from, announcement.arrivals_ms
-            )
+            # A version that is pinned or rolled back to before this monitor knew it learned long ago: that says nothing of freshness.
+            arrivals_ms = announcement.arrivals_ms if announcement.reason == "promoted" else {}
+            self.announced[version] = Announced(announcement.announced_ms, lineage.transitions_learned, lineage.learned_from, arrivals_ms)
             changes.append((version_key(_ANNOUNCED, version), msgspec.msgpack.encode(self.announced[version])))
             self._keep_newest(changes)
         return True

@@ -13,8 +13,8 @@ decode_served_state = msgspec.json.Decoder(ServedState).decode
 decode_feedback = msgspec.json.Decoder(Feedback).decode
 encode_json = msgspec.json.Encoder().encode
 
-DecodeError = msgspec.DecodeError
-"""Raised by every decoder for malformed bytes, wrong types, missing and unknown fields; its text says which."""
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What the JSON decoders raise for bytes that are not the message: malformed, wrong types, missing or unknown fields, too deep."""
 
 _LZ4 = pa.ipc.IpcWriteOptions(compression="lz4")
 
@@ -32,7 +32,8 @@ def encode_batch(batch: pa.RecordBatch, watermark_ms: int) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema.with_metadata(metadata), options=_LZ4) as writer:
         writer.write_batch(batch)
-    return sink.getvalue().to_pybytes()
+    message: bytes = sink.getvalue().to_pybytes()
+    return message
 
 
 def decode_batch(message: bytes, schema_name: str) -> tuple[pa.RecordBatch, int]:
@@ -47,7 +48,9 @@ def decode_batch(message: bytes, schema_name: str) -> tuple[pa.RecordBatch, int]
                 found = metadata.get(b"headrace.schema", b"?") + b" version " + metadata.get(b"headrace.version", b"?")
                 raise WrongBatchError(f"expected a batch of {schema_name} version 1, got {found.decode()}")
             return reader.read_next_batch(), int(metadata[WATERMARK_KEY])
-    except (pa.ArrowInvalid, StopIteration, KeyError, OSError) as error:
+    except WrongBatchError:
+        raise
+    except (ValueError, KeyError, StopIteration, OSError, pa.ArrowException) as error:
         raise WrongBatchError(f"not a record batch of {schema_name}: {error}") from error
 
 

@@ -72,7 +72,7 @@ class FeatureSpec(BaseModel):
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
-        names = [feature.name for feature in (*self.dense, *self.ids, *self.sequences)]
+        names = [*(f.name for f in self.dense), *(f.name for f in self.ids), *(f.name for f in self.sequences)]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"features named twice: {', '.join(twice)}")

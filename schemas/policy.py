@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from msgspec import Struct, field
+from msgspec import Struct
 
 ARRIVAL_BIN_MS = 100
 
@@ -35,7 +35,7 @@ class Candidate(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     metrics: dict[str, float]
     lineage: Lineage
     arrivals_ms: dict[str, int] = {}
-    golden_inputs: dict[str, list[list[float]] | list[list[list[float]]]] = field(default_factory=dict)
+    golden_inputs: dict[str, list[list[float]]] = {}
     golden_action: list[float] = []
 
 

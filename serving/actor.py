@@ -9,12 +9,14 @@ import numpy.typing as npt
 import onnxruntime
 
 from headrace.policy_settings import PolicySettings
+from schemas.codec import UNREADABLE
 from schemas.features import FeatureSpec, StateColumns
 from schemas.policy import Candidate
 from serving.decision import ActorFault
 
 GOLDEN_TOLERANCE = 1e-4
 """How far the loaded actor may be from the trainer's action, in units of half a dimension's range: float32 noise is 1e-6."""
+
 
 _decode_candidate = msgspec.json.Decoder(Candidate).decode
 
@@ -43,8 +45,11 @@ class Actor:
         return self.candidate.model_version
 
     def raw(self, feeds: dict[str, npt.NDArray[Any]]) -> Floats:
-        """What the graph answers [B, A], unchecked."""
-        return np.asarray(self._session.run(("action",), feeds)[0], np.float64)
+        """What the graph answers [B, A], unchecked. Raises ActorFault where it cannot be run on these inputs."""
+        try:
+            return np.asarray(self._session.run(("action",), feeds)[0], np.float64)
+        except Exception as error:  # onnxruntime raises a dozen classes of its own, all direct children of Exception
+            raise ActorFault(f"{self.model_version}: {_first_line(error)}") from error
 
     def act(self, columns: StateColumns) -> Floats:
         """Actions [B, A], inside the bounds. Raises ActorFault where the graph gives NaN or infinity."""
@@ -72,7 +77,7 @@ def read_candidate(folder: Path) -> Candidate:
         return _decode_candidate(path.read_bytes())
     except OSError as error:
         raise ActorError("missing", f"{path}: {error.strerror}") from error
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise ActorError("malformed", f"{path}: {error}") from error
 
 
@@ -104,18 +109,25 @@ def _session(path: Path) -> onnxruntime.InferenceSession:
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises a dozen classes of its own, all direct children of Exception
-        raise ActorError("unloadable", f"{path}: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
+    except Exception as error:  # as in Actor.raw
+        raise ActorError("unloadable", f"{path}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def _check_shapes(actor: Actor, features: FeatureSpec) -> None:
     """Run one row of the specification: names, types and widths all have to fit."""
     try:
         answer = actor.raw(feeds_of(features.columns([{}])))
-    except Exception as error:  # as above
-        raise ActorError("wrong_inputs", f"{actor.model_version} does not take the features of the specification: {str(error).splitlines()[0]}") from error
+    except ActorFault as fault:
+        raise ActorError("wrong_inputs", f"the graph does not take the features of the specification: {fault}") from fault
     if answer.shape != (1, len(actor._low)):
-        raise ActorError("wrong_inputs", f"{actor.model_version} answers in shape {answer.shape}, the action specification has {len(actor._low)} dimensions")
+        raise ActorError(
+            "wrong_inputs",
+            f"{actor.model_version} answers in shape {answer.shape}, the action specification has {len(actor._low)} dimensions",
+        )
 
 
 def golden_answer(actor: Actor) -> Floats:
@@ -123,9 +135,10 @@ def golden_answer(actor: Actor) -> Floats:
     types = {entry.name: np.int64 if "int64" in entry.type else np.float32 for entry in actor._session.get_inputs()}
     try:
         feeds = {name: np.asarray(rows, types[name]) for name, rows in actor.candidate.golden_inputs.items()}
-        return actor.raw(feeds)[0]
-    except Exception as error:  # a missing name, ragged rows, or any of onnxruntime's classes
+        answer: Floats = actor.raw(feeds)[0]
+    except (KeyError, ValueError, ActorFault) as error:  # an unknown name, ragged rows, missing inputs
         raise ActorError("wrong_golden", f"{actor.model_version}: its golden inputs do not fit its graph: {error!r:.200}") from error
+    return answer
 
 
 def golden_error(answer: Floats, golden_action: list[float], half_range: Floats) -> float:

@@ -19,5 +19,7 @@ class ControllerSettings(Section):
     warm_up_requests: int = Field(16, ge=1, le=10_000, description="requests that a candidate answers before it is announced")
     keep_candidates: int = Field(10, ge=1, description="newest candidates kept on disk, beside the current and the previous version")
     keep_history: int = Field(1000, ge=10, description="promotions, rollbacks and pins kept in history.json; as many verdicts are kept")
-    reannounce_s: float = Field(60.0, gt=0, description="the current version is announced again so often: idempotent, and it heals a broker that lost it")
+    reannounce_s: float = Field(
+        60.0, gt=0, description="the current version is announced again so often: idempotent, and it heals a broker that lost it"
+    )
     announce_timeout_s: float = Field(10.0, gt=0, description="how long to wait for the broker to take an announcement")

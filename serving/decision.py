@@ -47,7 +47,14 @@ class Decider:
     """Chooses the arm by user and the action by state."""
 
     def __init__(
-        self, policy: str, action: ActionSpec, features: FeatureSpec, exploration: Exploration, baseline_share: float, split_salt: str, seed: int
+        self,
+        policy: str,
+        action: ActionSpec,
+        features: FeatureSpec,
+        exploration: Exploration,
+        baseline_share: float,
+        split_salt: str,
+        seed: int,
     ) -> None:
         self._policy = policy
         self._features = features

@@ -41,7 +41,9 @@ class Exploration:
         if self._explores:
             peak = sum(-math.log(own_sigma) for own_sigma in self._sigmas)
             if abs(peak) > _MAX_LOG_DENSITY:
-                raise ValueError(f"explore_sigma {sigma}: the density of {action.size} dimensions would be about exp({peak:.0f}); no number holds it")
+                raise ValueError(
+                    f"explore_sigma {sigma}: the density of {action.size} dimensions would be about exp({peak:.0f}); no number holds it"
+                )
 
     def sample(self, mean: Sequence[float], generator: np.random.Generator) -> tuple[list[float], float]:
         """An action around `mean` (one number a dimension, inside the bounds) and its density; (mean, 1.0) without noise."""

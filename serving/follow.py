@@ -4,9 +4,9 @@ import logging
 import threading
 from collections.abc import Callable
 
-import msgspec
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, TopicPartition
 
+from schemas.codec import UNREADABLE
 from schemas.policy import PolicyVersion
 from schemas.topics import POLICIES
 from serving.swap import decode_policy_version
@@ -33,6 +33,8 @@ class PolicyFollower:
                 "enable.auto.commit": False,
                 "auto.offset.reset": "earliest",  # a topic that was made anew is read from its beginning
                 "reconnect.backoff.max.ms": 2000,
+                "log_level": 2,
+                "error_cb": lambda error: log.debug("topic %s: %s", POLICIES, error),  # the producer tells that the broker is away
             },
             logger=log,
         )
@@ -78,6 +80,8 @@ class PolicyFollower:
         elif value is not None and message.key() == self._policy.encode():
             try:
                 self._on_version(decode_policy_version(value))
-            except msgspec.DecodeError as error:
+            except UNREADABLE as error:
                 self._on_malformed()
-                log.error("topic %s, partition %s, offset %s: not an announcement: %s", POLICIES, message.partition(), message.offset(), error)
+                log.error(
+                    "topic %s, partition %s, offset %s: not an announcement: %s", POLICIES, message.partition(), message.offset(), error
+                )

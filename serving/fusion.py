@@ -60,12 +60,15 @@ def score_matrix(item_ids: Sequence[str], scores: Sequence[Mapping[str, float]],
     return matrix
 
 
-def rank(item_ids: Sequence[str], scores: Sequence[Mapping[str, float]], action: Sequence[float], spec: ActionSpec, page_size: int) -> list[tuple[int, float]]:
+def rank(
+    item_ids: Sequence[str], scores: Sequence[Mapping[str, float]], action: Sequence[float], spec: ActionSpec, page_size: int
+) -> list[tuple[int, float]]:
     """(index of the candidate, score) of the page, best first; equal scores keep the order of the request.
 
     Raises WrongScoresError.
     """
-    keys, shown = fuse(score_matrix(item_ids, scores, spec), action, spec)
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below, by name
+        keys, shown = fuse(score_matrix(item_ids, scores, spec), action, spec)
     if not np.isfinite(keys).all():
         row = int(np.flatnonzero(~np.isfinite(keys))[0])
         raise WrongScoresError(f"candidate {item_ids[row]}: its fused score is not a finite number")
@@ -74,7 +77,9 @@ def rank(item_ids: Sequence[str], scores: Sequence[Mapping[str, float]], action:
 
 
 def _missing(item_ids: Sequence[str], scores: Sequence[Mapping[str, float]], objectives: Sequence[str]) -> WrongScoresError:
-    item_id, objective = next((item_id, name) for item_id, own in zip(item_ids, scores, strict=True) for name in objectives if name not in own)
+    item_id, objective = next(
+        (item_id, name) for item_id, own in zip(item_ids, scores, strict=True) for name in objectives if name not in own
+    )
     return WrongScoresError(f"candidate {item_id}: no score for objective {objective}")
 
 
@@ -82,4 +87,6 @@ def _check_range(matrix: Floats, item_ids: Sequence[str], objectives: Sequence[s
     if spec.fusion == "power_product" and matrix.min() < 0.0:
         row, column = (int(index) for index in np.argwhere(matrix < 0.0)[0])
         found = float(matrix[row, column])
-        raise WrongScoresError(f"candidate {item_ids[row]}: objective {objectives[column]} must be zero or more in a power product, got {found}")
+        raise WrongScoresError(
+            f"candidate {item_ids[row]}: objective {objectives[column]} must be zero or more in a power product, got {found}"
+        )

@@ -58,16 +58,9 @@ class RankedItem(Struct, frozen=True):
     score: float
 
 
-class RankResponse(Struct, frozen=True, kw_only=True):
-    """The page. `logged` is false where the exposure could not be queued for the broker: do not send feedback on it."""
+class RankResponse(ActResponse, frozen=True, kw_only=True):
+    """The action and the page. `logged` is false where the exposure could not be queued for the broker: do not send feedback on it."""
 
-    request_id: str
-    user_id: str
-    policy: str
-    model_version: str
-    action: list[float]
-    propensity: float
-    baseline_action: list[float]
     items: list[RankedItem]
     logged: bool
 
@@ -93,7 +86,7 @@ class Accepted(Struct, frozen=True, kw_only=True):
     feedback: int
 
 
-class RejectedEvent(Struct, frozen=True, kw_only=True):
+class RejectedEvent(Struct, frozen=True):
     """An event that was refused: `index` counts from 0 within its list."""
 
     kind: Literal["exposures", "feedback"]
@@ -114,7 +107,12 @@ class Problem(Struct, frozen=True):
     detail: str
 
 
-ACT_EXAMPLE = {"request_id": "r-7", "user_id": "u-42", "scene": "home", "state": {"hour": 13.0, "city": "hz", "recent_items": ["i-3", "i-9"]}}
+ACT_EXAMPLE = {
+    "request_id": "r-7",
+    "user_id": "u-42",
+    "scene": "home",
+    "state": {"hour": 13.0, "city": "hz", "recent_items": ["i-3", "i-9"]},
+}
 RANK_EXAMPLE = {
     **ACT_EXAMPLE,
     "candidates": [

@@ -17,24 +17,45 @@ class ServingMetrics:
         registry = self.registry = CollectorRegistry()
         self.requests = Counter("headrace_serving_requests", "Requests by route and status", ["route", "status"], registry=registry)
         self.latency = Histogram(
-            "headrace_serving_latency_seconds", "From the request's head to the response's end", ["route"], buckets=_LATENCY_BUCKETS_S, registry=registry
+            "headrace_serving_latency_seconds",
+            "From the request's head to the response's end",
+            ["route"],
+            buckets=_LATENCY_BUCKETS_S,
+            registry=registry,
         )
         self.exposures = Counter(
-            "headrace_serving_exposures", "Exposures of ranked pages: queued for the broker, or not logged because the queue was full", ["outcome"],
+            "headrace_serving_exposures", "Exposures of ranked pages: queued, or not logged (queue full)", ["outcome"], registry=registry
+        )
+        self.deliveries = Counter(
+            "headrace_serving_deliveries",
+            "Events by topic that the broker took, or that were lost",
+            ["topic", "outcome"],
             registry=registry,
-        )  # fmt: skip
-        self.deliveries = Counter("headrace_serving_deliveries", "Events by topic that the broker took, or that were lost", ["topic", "outcome"], registry=registry)
+        )
         self.events_accepted = Counter("headrace_serving_events_accepted", "Events taken by /v1/events", ["kind"], registry=registry)
-        self.events_rejected = Counter("headrace_serving_events_rejected", "Events refused by /v1/events", ["kind", "reason"], registry=registry)
+        self.events_rejected = Counter(
+            "headrace_serving_events_rejected", "Events refused by /v1/events", ["kind", "reason"], registry=registry
+        )
         self.decisions = Counter("headrace_serving_decisions", "Actions given, by arm", ["policy"], registry=registry)
-        self.actor_faults = Counter("headrace_serving_actor_faults", "Requests served as baseline because the actor gave no finite action", registry=registry)
-        self.version = Gauge("headrace_serving_version_info", "1 for the version that is served", ["policy", "model_version"], registry=registry)
+        self.actor_faults = Counter(
+            "headrace_serving_actor_faults", "Requests served as baseline because the actor gave no finite action", registry=registry
+        )
+        self.version = Gauge(
+            "headrace_serving_version_info", "1 for the version that is served", ["policy", "model_version"], registry=registry
+        )
         self.swaps = Counter("headrace_serving_swaps", "Versions swapped in", registry=registry)
-        self.swap_failures = Counter("headrace_serving_swap_failures", "Versions that could not be served, by reason", ["reason"], registry=registry)
-        self.swap_time = Gauge("headrace_serving_swap_timestamp_seconds", "When the version was swapped in", ["model_version"], registry=registry)
+        self.swap_failures = Counter(
+            "headrace_serving_swap_failures", "Versions that could not be served, by reason", ["reason"], registry=registry
+        )
+        self.swap_time = Gauge(
+            "headrace_serving_swap_timestamp_seconds", "When the version was swapped in", ["model_version"], registry=registry
+        )
         self.load_s = Histogram("headrace_serving_load_seconds", "Loading, checking and warming up a version", registry=registry)
         self.first_response = Gauge(
-            "headrace_serving_first_response_timestamp_seconds", "When the version first answered a request", ["model_version"], registry=registry
+            "headrace_serving_first_response_timestamp_seconds",
+            "When the version first answered a request",
+            ["model_version"],
+            registry=registry,
         )
         self._shown: tuple[str, str] | None = None
         self._first_responses: OrderedDict[str, float] = OrderedDict()

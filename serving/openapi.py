@@ -32,8 +32,13 @@ def _content(struct: type[Struct], example: Any) -> dict[str, Any]:
     return {"application/json": {"schema": {"$ref": _REFERENCE.format(name=struct.__name__)}, "example": example}}
 
 
-def _route(request: type[Struct], request_example: Any, response: type[Struct], response_example: Any, success: int, statuses: tuple[int, ...]) -> dict[str, Any]:
-    problems = {str(status): {"description": _PROBLEMS[status], "content": _content(messages.Problem, {"detail": _PROBLEMS[status]})} for status in statuses}
+def _route(
+    request: type[Struct], request_example: Any, response: type[Struct], response_example: Any, success: int, statuses: tuple[int, ...]
+) -> dict[str, Any]:
+    problems = {
+        str(status): {"description": _PROBLEMS[status], "content": _content(messages.Problem, {"detail": _PROBLEMS[status]})}
+        for status in statuses
+    }
     return {
         "requestBody": {"required": True, "content": _content(request, request_example)},
         "responses": {str(success): {"description": "Successful response", "content": _content(response, response_example)}, **problems},
@@ -50,7 +55,10 @@ EVENTS = _route(
     202,
     (400, 413, 503),
 )
-EVENTS["responses"]["422"] = {"description": "no event was accepted", "content": _content(messages.EventsResponse, messages.EVENTS_RESPONSE_EXAMPLE)}
+EVENTS["responses"]["422"] = {
+    "description": "no event was accepted",
+    "content": _content(messages.EventsResponse, messages.EVENTS_RESPONSE_EXAMPLE),
+}
 
 
 def describe(app: FastAPI) -> None:

@@ -51,6 +51,7 @@ class KafkaProducer:
         self._broker = broker
         self._on_delivery = on_delivery
         self._trouble = f"the broker {broker} has not answered yet"
+        self._told = False
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._serve_callbacks, name="producer-callbacks", daemon=True)
         self._producer = ConfluentProducer(
@@ -66,6 +67,7 @@ class KafkaProducer:
                 "queue.buffering.max.messages": settings.queue_messages,
                 "queue.buffering.max.kbytes": settings.queue_bytes // 1024,
                 "reconnect.backoff.max.ms": 2000,
+                "log_level": 2,  # a broker that is away is one line of ours, not one of every attempt to connect
                 "on_delivery": self._delivered,
                 "error_cb": self._failed,
             },
@@ -102,13 +104,20 @@ class KafkaProducer:
         try:
             self._producer.list_topics(timeout=_CHECK_INTERVAL_S)
         except KafkaException as error:
-            self._trouble = f"the broker {self._broker} does not answer: {error.args[0].str()}"
+            self._fail(error.args[0])
         else:
-            self._trouble = ""
+            self._trouble, self._told = "", False
+            log.info("the broker %s answers", self._broker)
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
         self._on_delivery(message.topic() or "", error.name() if error else "")
 
     def _failed(self, error: KafkaError) -> None:
         if error.code() in (KafkaError._ALL_BROKERS_DOWN, KafkaError._AUTHENTICATION, KafkaError._SSL):
-            self._trouble = f"the broker {self._broker} does not answer: {error.str()}"
+            self._fail(error)
+
+    def _fail(self, error: KafkaError) -> None:
+        self._trouble = f"the broker {self._broker} does not answer: {error.str()}"
+        if not self._told:
+            log.error("%s; events wait in memory", self._trouble)
+            self._told = True

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from headrace.policy_settings import PolicySettings
+from schemas.codec import UNREADABLE
 from schemas.policy import PolicyVersion
 from serving.actor import Actor, ActorError, load_actor
 from serving.metrics import ServingMetrics
@@ -60,7 +61,6 @@ class ServedVersion:
         self._metrics = metrics
         self._served = Served()
         self._offered: PolicyVersion | None = None
-        self._failed: PolicyVersion | None = None
         self._busy = False
         self._changed = threading.Condition()
         self._stopped = False
@@ -79,7 +79,7 @@ class ServedVersion:
             self.offer(decode_policy_version(path.read_bytes()))
         except FileNotFoundError:
             log.info("no version promoted yet (%s): serving the baseline action", path)
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, *UNREADABLE) as error:
             self._fail("malformed", f"{path}: {error}")
         self._thread.start()
 
@@ -91,12 +91,21 @@ class ServedVersion:
         self._thread.join()
 
     def offer(self, version: PolicyVersion) -> None:
-        """Serve this version as soon as it is loaded, unless a later announcement is served, or offered, already."""
+        """Serve this version as soon as it is loaded, unless a later announcement is served, or offered, already.
+
+        One that could not be loaded is tried again whenever it is announced again: its files may have come meanwhile.
+        """
         with self._changed:
             newest_ms = max(self._served.announced_ms, self._offered.announced_ms if self._offered else -1)
-            if version.announced_ms > newest_ms and version != self._failed:
+            if version.announced_ms > newest_ms:
                 self._offered = version
                 self._changed.notify_all()
+
+    def trouble(self) -> str:
+        """Why this process should not get traffic yet: its first version is still being loaded. Empty otherwise."""
+        with self._changed:
+            loading = self._offered is not None or self._busy
+        return "the first version is being loaded" if loading and self._served.announced_ms < 0 else ""
 
     def settled(self, timeout_s: float) -> bool:
         """Wait until nothing is offered or being loaded; False if it takes longer."""
@@ -121,10 +130,15 @@ class ServedVersion:
     def _swap(self, version: PolicyVersion) -> None:
         started_s = time.perf_counter()
         try:
-            actor = load_actor(version_folder(version, self._policy), self._policy, self._warm_up_requests) if version.model_version else None
+            actor = (
+                load_actor(version_folder(version, self._policy), self._policy, self._warm_up_requests) if version.model_version else None
+            )
         except ActorError as error:
-            self._failed = version
             self._fail(error.reason, str(error))
+            return
+        except Exception as error:  # whatever it is, the thread must live to load the next version
+            log.exception("a fault of ours while loading %s", version.model_version)
+            self._fail("fault", repr(error))
             return
         load_s = time.perf_counter() - started_s
         self._served = Served(actor, version.announced_ms)

@@ -23,6 +23,7 @@ Where we differ from them:
    gradient is not finite is skipped and counted: no weight, moment or counter of the optimiser changes.
 """
 
+import copy
 from typing import Any, TypedDict
 
 import numpy as np
@@ -55,7 +56,7 @@ class DDPGState(TypedDict):
 
 
 def td_error(reward_B: Tensor, done_B: Tensor, next_value_B: Tensor, value_B: Tensor, advantage_B: Tensor, gamma: float) -> Tensor:
-    """delta = r + gamma (1 - done) V(s') - V(s) - A(s, a)."""
+    """TD error: delta = r + gamma (1 - done) V(s') - V(s) - A(s, a)."""
     return reward_B + gamma * (1.0 - done_B) * next_value_B - value_B - advantage_B
 
 
@@ -76,9 +77,10 @@ def bootstrap_mask(id_hash: npt.NDArray[np.uint64], touched: npt.NDArray[np.bool
     return torch.from_numpy((bits_BE.astype(np.bool_) & touched[:, None]).astype(np.float32))
 
 
-def cautious_gradient(gradient_EBA: Tensor, u_BA: Tensor, kappa: float) -> Tensor:
-    """g = mean_e g_e - kappa std_e g_e sign(u): ascent of A's lower bound over the box of slopes that the heads span."""
-    mean_BA, std_BA = gradient_EBA.mean(0), gradient_EBA.std(0)
+def cautious_gradient(gradient_BEA: Tensor, u_BA: Tensor, kappa: float) -> Tensor:
+    """Deviation 4: g = mean_e g_e - kappa std_e g_e sign(u): ascent of A's lower bound over the box of slopes that the heads span."""
+    mean_BA = gradient_BEA.mean(1)
+    std_BA = (gradient_BEA - mean_BA.unsqueeze(1)).square().mean(1).sqrt()
     return mean_BA - kappa * std_BA * torch.tanh(u_BA / SIGN_WIDTH)
 
 
@@ -89,12 +91,10 @@ class DDPG:
         self.action_spec, self.feature_spec, self.settings = action, features, settings
         self.network = Network(action, features, settings, torch.Generator().manual_seed(seed))
         network, decay = self.network, settings.weight_decay
-        self._critic_parameters = [
-            *network.encoder.parameters(), *network.value.parameters(), *network.advantages.parameters()
-        ]  # fmt: skip
+        self._critic_parameters = [weight for part in (network.encoder, network.value, network.advantages) for weight in part.parameters()]
         self._actor_parameters = list(network.actor.parameters())
-        self._critic_optimiser = torch.optim.AdamW(self._critic_parameters, settings.critic_learning_rate, weight_decay=decay)
-        self._actor_optimiser = torch.optim.AdamW(self._actor_parameters, settings.actor_learning_rate, weight_decay=decay)
+        self._critic_optimiser = torch.optim.AdamW(self._critic_parameters, settings.critic_learning_rate, weight_decay=decay, fused=True)
+        self._actor_optimiser = torch.optim.AdamW(self._actor_parameters, settings.actor_learning_rate, weight_decay=decay, fused=True)
         self.features = self._zscore(len(features.dense))
         self.rewards = self._zscore(1)
         self.reward_bound = 0.0
@@ -136,22 +136,24 @@ class DDPG:
         """V(s), [B], in reward units."""
         with torch.no_grad():
             value_B = self.network.value(self.network.encoder(self.state_tensors(state)))
-        return value_B.double().numpy() * self.reward_scale
+        return np.asarray(value_B.numpy(), np.float64) * self.reward_scale
 
     def advantages(self, state: StateColumns, action: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         """A_e(s, a) of every head, [B, E], in reward units."""
         with torch.no_grad():
             code_BH = self.network.encoder(self.state_tensors(state))
             advantage_BE = self.network.advantages(code_BH, self.network.actor.half_ranges(torch.from_numpy(action)))
-        return advantage_BE.double().numpy() * self.reward_scale
+        return np.asarray(advantage_BE.numpy(), np.float64) * self.reward_scale
 
     def learn(self, batch: Transitions) -> dict[str, float]:
-        """One gradient step of critic and actor. The metrics are defined in docs/learners/ddpg.md."""
-        critic_ok, code_BH, metrics = self._learn_critic(batch)
-        actor_ok, actor_metrics = self._learn_actor(code_BH.detach()) if critic_ok else (False, {})
-        self.steps += critic_ok and actor_ok
-        self.skipped_steps += not (critic_ok and actor_ok)
-        return {**metrics, **actor_metrics, "skipped_steps": float(self.skipped_steps)} if critic_ok else {"skipped_steps": float(self.skipped_steps)}
+        """One gradient step of critic and actor. The metrics are defined in docs/learners/ddpg.md; a skipped step gives none."""
+        is_ok, code_BH, metrics = self._learn_critic(batch)
+        if is_ok:
+            is_ok, actor_metrics = self._learn_actor(code_BH.detach())
+            metrics |= actor_metrics
+        self.steps += is_ok
+        self.skipped_steps += not is_ok
+        return {**(metrics if is_ok else {}), "skipped_steps": float(self.skipped_steps)}
 
     def _learn_critic(self, batch: Transitions) -> tuple[bool, Tensor, dict[str, float]]:
         network, settings, scale = self.network, self.settings, self.reward_scale
@@ -172,36 +174,36 @@ class DDPG:
         loss_a = advantage_loss(residual_B, advantage_BE, used_BE)
         is_ok, norm = _step(loss_v + loss_a, self._critic_optimiser, self._critic_parameters, settings.max_grad_norm)
         q_max = float((value_B.detach() + advantage_B).abs().max()) * scale
-        return is_ok, code_BH, {
+        metrics = {
             "v_mean": float(value_B.detach().mean()) * scale,
             "v_loss": float(loss_v.detach()),
             "a_loss": float(loss_a.detach()),
             "td_error": float(delta_B.abs().mean()) * scale,
             "q_divergence": q_max * (1.0 - settings.discount) / max(self.reward_bound, 1e-9),
             "grad_norm": norm,
-        }  # fmt: skip
+        }
+        return is_ok, code_BH, metrics
 
     def _learn_actor(self, code_BH: Tensor) -> tuple[bool, dict[str, float]]:
         actor, settings = self.network.actor, self.settings
         reach_BA = actor.reach(code_BH)
-        u_BA = actor.bounded(reach_BA).detach().requires_grad_()
-        advantage_BE = self.network.advantages(code_BH, u_BA)
-        per_head = [torch.autograd.grad(advantage_BE[:, head].sum(), u_BA, retain_graph=True)[0] for head in range(settings.heads)]
-        u_BA = u_BA.detach()
-        gradient_BA = cautious_gradient(torch.stack(per_head), u_BA, settings.pessimism)
+        with torch.no_grad():
+            u_BA = actor.bounded(reach_BA)
+            advantage_BE = self.network.advantages(code_BH, u_BA)
+            gradient_BA = cautious_gradient(self.network.advantages.gradient(code_BH, u_BA), u_BA, settings.pessimism)
         # d loss / d reach = -g, whatever the clamp does: deviation 6
         loss = -(gradient_BA * reach_BA).sum(1).mean() + 0.5 * (reach_BA - u_BA).square().sum(1).mean()
         is_ok, norm = _step(loss, self._actor_optimiser, self._actor_parameters, settings.max_grad_norm)
         return is_ok, {
-            "a_mean": float(advantage_BE.detach().mean()) * self.reward_scale,
+            "a_mean": float(advantage_BE.mean()) * self.reward_scale,
             "actor_grad_norm": norm,
             "action_shift": float(u_BA.abs().mean()),
             "at_bound": float(((u_BA <= actor.u_low_A) | (u_BA >= actor.u_high_A)).float().mean()),
         }
 
     def state_dict(self) -> DDPGState:
-        """Everything the learner remembers."""
-        return {
+        """Everything the learner remembers, copied: later steps do not change it."""
+        state: DDPGState = {
             "network": self.network.state_dict(),
             "critic_optimiser": self._critic_optimiser.state_dict(),
             "actor_optimiser": self._actor_optimiser.state_dict(),
@@ -211,9 +213,11 @@ class DDPG:
             "steps": self.steps,
             "skipped_steps": self.skipped_steps,
         }
+        return copy.deepcopy(state)
 
     def load_state_dict(self, state: DDPGState) -> None:
         """Go on from an earlier `state_dict` of a learner of the same specification and sizes."""
+        state = copy.deepcopy(state)  # optimisers keep the tensors that they are given
         self.network.load_state_dict(state["network"])
         self._critic_optimiser.load_state_dict(state["critic_optimiser"])
         self._actor_optimiser.load_state_dict(state["actor_optimiser"])

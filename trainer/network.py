@@ -39,7 +39,7 @@ def state_tensors(columns: StateColumns, normalise: ZscoreConstants, features: F
 
 def linear(inputs: int, outputs: int, generator: torch.Generator, *, zero: bool = False) -> nn.Linear:
     """A linear layer drawn from `generator` (He 2015, uniform) with zero bias; or all zero."""
-    layer: nn.Linear = skip_init(nn.Linear, inputs, outputs)
+    layer: nn.Linear = skip_init(nn.Linear, inputs, outputs)  # type: ignore[no-untyped-call]
     nn.init.zeros_(layer.bias)
     if zero:
         nn.init.zeros_(layer.weight)
@@ -50,7 +50,7 @@ def linear(inputs: int, outputs: int, generator: torch.Generator, *, zero: bool 
 
 def embedding(buckets: int, dim: int, generator: torch.Generator) -> nn.Embedding:
     """An embedding table whose padding row is zero and stays zero."""
-    table: nn.Embedding = skip_init(nn.Embedding, buckets, dim, padding_idx=PADDING)
+    table: nn.Embedding = skip_init(nn.Embedding, buckets, dim, padding_idx=PADDING)  # type: ignore[no-untyped-call]
     nn.init.normal_(table.weight, std=dim**-0.5, generator=generator)
     with torch.no_grad():
         table.weight[PADDING].zero_()
@@ -58,21 +58,30 @@ def embedding(buckets: int, dim: int, generator: torch.Generator) -> nn.Embeddin
 
 
 class SequenceBlock(nn.Module):
-    """Recent ids -> intent: embedding matrix -> 1-D CNN -> maximum and mean over the positions that hold an id."""
+    """Recent ids -> intent: embedding matrix -> 1-D CNN -> maximum and mean over the positions that hold an id.
+
+    The CNN is written as a linear layer over windows of K ids (weight [C, D * K]): at these sizes that is several times faster than
+    torch's convolution on a CPU.
+    """
 
     def __init__(self, feature: SequenceFeature, channels: int, kernel: int, generator: torch.Generator) -> None:
         super().__init__()
+        self.kernel = kernel
         self.table = embedding(feature.buckets, feature.dim, generator)
-        self.convolution: nn.Conv1d = skip_init(nn.Conv1d, feature.dim, channels, kernel, padding="same")
-        nn.init.kaiming_uniform_(self.convolution.weight, nonlinearity="relu", generator=generator)
-        nn.init.zeros_(self.convolution.bias)
+        self.convolution = linear(feature.dim * kernel, channels, generator)
+
+    @property
+    def pads(self) -> tuple[int, int]:
+        """Zero positions in front and behind that keep the length T; the odd one is behind."""
+        return (self.kernel - 1) // 2, self.kernel // 2
 
     def forward(self, ids_BT: Tensor) -> Tensor:
         """[B, 2C]; zero where a sequence is empty. The CNN's output is not negative, so 0 at padding never wins the maximum."""
-        maps_BCT = torch.relu(self.convolution(self.table(ids_BT).transpose(1, 2)))
-        held_B1T = (ids_BT != PADDING).to(maps_BCT.dtype).unsqueeze(1)
-        maps_BCT = maps_BCT * held_B1T
-        return torch.cat([maps_BCT.amax(2), maps_BCT.sum(2) / held_B1T.sum(2).clamp(min=1.0)], dim=1)
+        windows_BTDK = nn.functional.pad(self.table(ids_BT), (0, 0, *self.pads)).unfold(1, self.kernel, 1)
+        maps_BTC = torch.relu(self.convolution(windows_BTDK.flatten(2)))
+        held_BT1 = (ids_BT != PADDING).to(maps_BTC.dtype).unsqueeze(2)
+        maps_BTC = maps_BTC * held_BT1
+        return torch.cat([maps_BTC.amax(1), maps_BTC.sum(1) / held_BT1.sum(1).clamp(min=1.0)], dim=1)
 
 
 class Encoder(nn.Module):
@@ -138,7 +147,17 @@ class AdvantageHeads(nn.Module):
         from_code_BK = self.from_code(code_BH)
         weight_AK = self.from_action.weight.T
         bent_BK = torch.relu(from_code_BK + u_BA @ weight_AK) - torch.relu(from_code_BK)
-        return smooth_BE + bent_BK @ self.output.weight.T
+        advantage_BE: Tensor = smooth_BE + bent_BK @ self.output.weight.T
+        return advantage_BE
+
+    def gradient(self, code_BH: Tensor, u_BA: Tensor) -> Tensor:
+        """dA_e/du, [B, E, A], in closed form: one pass for all heads, where autograd takes one a head."""
+        slope_BEA = self.slope(code_BH).unflatten(1, (self.heads, -1))
+        curve_BEA = self.curve(code_BH).unflatten(1, (self.heads, -1))
+        is_on_BK = (self.from_code(code_BH) + u_BA @ self.from_action.weight.T > 0).to(u_BA.dtype)
+        bent_BEK = is_on_BK.unsqueeze(1) * self.output.weight
+        gradient_BEA: Tensor = slope_BEA + curve_BEA * u_BA.unsqueeze(1) + bent_BEK @ self.from_action.weight
+        return gradient_BEA
 
 
 class Actor(nn.Module):

@@ -57,12 +57,12 @@ def to_columns(rows: Transitions) -> dict[str, Array]:
 
 def from_columns(columns: dict[str, Array]) -> Transitions:
     """The opposite of `to_columns`."""
-    states = {}
+    fields: dict[str, Any] = {name: columns[name] for name in _SCALARS}
     for name in _STATES:
         prefix = f"{name}.seq."
         sequences = {key.removeprefix(prefix): column.astype(np.int64) for key, column in columns.items() if key.startswith(prefix)}
-        states[name] = StateColumns(columns[f"{name}.dense"], columns[f"{name}.ids"].astype(np.int64), sequences)
-    return Transitions(**{name: columns[name] for name in _SCALARS}, **states)
+        fields[name] = StateColumns(columns[f"{name}.dense"], columns[f"{name}.ids"].astype(np.int64), sequences)
+    return Transitions(**fields)
 
 
 def hash64(ids: Sequence[str]) -> npt.NDArray[np.uint64]:
@@ -115,7 +115,9 @@ class ReplayBuffer:
         uniformly (combined experience replay, Zhang & Sutton 2017). Rows stay fresh until `mark_learned`.
         """
         fresh = min(self.fresh, count // 2)
-        rows = np.concatenate([np.arange(self.size - self.fresh, self.size - self.fresh + fresh), rng.integers(0, self.size, count - fresh)])
+        rows = np.concatenate(
+            [np.arange(self.size - self.fresh, self.size - self.fresh + fresh), rng.integers(0, self.size, count - fresh)]
+        )
         return self.rows(rows), fresh
 
     def mark_learned(self, count: int) -> None:

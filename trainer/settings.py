@@ -12,6 +12,7 @@ class TrainerSettings(Section):
 
     section = "trainer"
 
+    seed: int = Field(0, ge=0, lt=1 << 63, description="of the first weights, of sampling and of exploration in the gate")
     discount: float = Field(0.9, ge=0.0, lt=1.0, description="gamma: worth of the next page's value")
     hidden: tuple[int, ...] = Field((64, 64), min_length=1, description="widths of the encoder's layers; the last one is the state code")
     head_hidden: int = Field(32, ge=1, description="width of the hidden layer of V, A and the actor")
@@ -23,7 +24,9 @@ class TrainerSettings(Section):
     weight_decay: float = Field(1e-2, ge=0.0, description="AdamW decay per unit of learning rate, all weights")
     pessimism: float = Field(1.0, ge=0.0, description="standard deviations of dA/da that the actor must beat to leave the baseline")
     max_grad_norm: float = Field(1.0, gt=0.0, description="gradients are scaled down to this norm, critic and actor each")
-    normaliser_half_life_rows: float | None = Field(100_000.0, gt=0.0, description="rows after which a row counts half in the Z-score; none: never")
+    normaliser_half_life_rows: float | None = Field(
+        100_000.0, gt=0.0, description="rows after which a row counts half in the Z-score; none: never"
+    )
     normaliser_warm_up_rows: int = Field(100, ge=2, description="until so many rows were seen features pass as they are")
     normaliser_clip: float = Field(5.0, gt=0.0, description="normalised features lie in [-clip, clip]")
     normaliser_min_variance: float = Field(1e-6, gt=0.0, description="floor of a feature's variance, in its own unit squared")
@@ -31,7 +34,9 @@ class TrainerSettings(Section):
     steps_per_transition: float = Field(0.1, gt=0.0, le=10.0, description="gradient steps a new transition")
     replay_capacity: int = Field(50_000, ge=2, description="transitions kept for replay")
     dedup_horizon: int = Field(200_000, ge=1, description="newest transition ids by which a second delivery is recognised")
-    holdout_share: float = Field(0.05, gt=0.0, lt=0.5, description="share of transitions never learned from; the gate's metrics are measured on them")
+    holdout_share: float = Field(
+        0.05, gt=0.0, lt=0.5, description="share of transitions never learned from; the gate's metrics are measured on them"
+    )
     holdout_capacity: int = Field(1024, ge=2, description="newest held-out transitions")
     min_transitions: int = Field(1_000, ge=2, description="no gradient step and no candidate before so many transitions")
     checkpoint_interval_s: float = Field(20.0, gt=0.0)
@@ -41,7 +46,9 @@ class TrainerSettings(Section):
     @model_validator(mode="after")
     def _enough_rows_before_learning(self) -> Self:
         if self.normaliser_warm_up_rows > self.min_transitions:
-            raise ValueError(f"normaliser_warm_up_rows {self.normaliser_warm_up_rows} must not exceed min_transitions {self.min_transitions}")
+            raise ValueError(
+                f"normaliser_warm_up_rows {self.normaliser_warm_up_rows} must not exceed min_transitions {self.min_transitions}"
+            )
         if self.dedup_horizon < self.replay_capacity:
             raise ValueError(f"dedup_horizon {self.dedup_horizon} must not be below replay_capacity {self.replay_capacity}")
         return self

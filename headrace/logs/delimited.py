@@ -62,7 +62,9 @@ def read_delimited(path: Path, names: list[str], wanted: list[str], header_lines
         text = str(error).splitlines()[0]
         raise ConfigError(f"empty log: {path}" if "Empty CSV" in text else f"not a CSV log: {path}: {text}") from error
     torn_lines = np.array([line for line, _ in torn], np.int64)
-    lines = np.setdiff1d(np.arange(1 + header_lines, 1 + header_lines + len(cells) + len(torn), dtype=np.int64), torn_lines, assume_unique=True)
+    lines = np.setdiff1d(
+        np.arange(1 + header_lines, 1 + header_lines + len(cells) + len(torn), dtype=np.int64), torn_lines, assume_unique=True
+    )
     if len(lines) != len(cells):
         raise ConfigError(f"not a CSV log: {path}: its lines cannot be counted")
     return DelimitedRows(cells, lines, torn)

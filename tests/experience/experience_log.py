@@ -1,0 +1,108 @@
+"""Pages written down as tests need them, and the samples messages that the joiner would make of them."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from experience.sessions import PartitionSessions
+from experience.settings import ExperienceSettings
+from headrace.step import Outcome, Record
+from schemas.codec import decode_batch, encode_batch
+from schemas.sample import label_column, sample_schema
+
+KINDS = ("click", "pay")
+MINUTE_MS = 60_000
+SETTINGS = ExperienceSettings(session_gap_ms=30 * MINUTE_MS, penalty_no_conversion=0.5, penalty_left=2.0, dedup_horizon_ms=60 * MINUTE_MS)
+
+
+class Shown(NamedTuple):
+    """A page of the log. `labels` has one row an item: the summed feedback of each kind."""
+
+    request_id: str
+    user_id: str
+    ts_ms: int
+    labels: tuple[tuple[float, ...], ...] = ((0.0, 0.0), (0.0, 0.0))
+    left: bool = False
+
+
+def exposure_bytes(page: Shown) -> bytes:
+    return f"exposure of {page.request_id}".encode()
+
+
+def sample_batch(pages: Sequence[Shown], kinds: tuple[str, ...] = KINDS) -> pa.RecordBatch:
+    """Source offsets are the pages' places; a row has feedback where one of its labels is not zero, arrived ts_ms + 1000 + row."""
+    schema = sample_schema(kinds)
+    rows: list[dict[str, Any]] = []
+    for place, page in enumerate(pages):
+        for position, labels in enumerate(page.labels):
+            reacted = any(labels)
+            rows.append(
+                {
+                    "request_id": page.request_id,
+                    "user_id": page.user_id,
+                    "item_id": f"i-{position}",
+                    "position": position,
+                    "page_size": len(page.labels),
+                    "ts_ms": page.ts_ms,
+                    "policy": "fusion",
+                    "model_version": "fusion-000001",
+                    **{label_column(kind): value for kind, value in zip(kinds, labels, strict=True)},
+                    "label_delay_ms": 500 if reacted else None,
+                    "feedback_arrival_ms": page.ts_ms + 1000 + position if reacted else None,
+                    "left": page.left,
+                    "closed_by": "window",
+                    "source_partition": 3,
+                    "source_offset": place,
+                }
+            )
+    columns = [pa.array([row[field.name] for row in rows], field.type) for field in schema if field.name != "exposure"]
+    indices = [place for place, page in enumerate(pages) for _ in page.labels]
+    exposures = pa.DictionaryArray.from_arrays(pa.array(indices, pa.int32()), pa.array(map(exposure_bytes, pages), pa.binary()))
+    return pa.RecordBatch.from_arrays([*columns, exposures], schema=schema)
+
+
+def message(pages: Sequence[Shown], watermark_ms: int, kinds: tuple[str, ...] = KINDS) -> bytes:
+    return encode_batch(sample_batch(pages, kinds), watermark_ms)
+
+
+def record(offset: int, value: bytes) -> Record:
+    return Record(offset, 0, value)
+
+
+def transitions(*outcomes: Outcome) -> list[dict[str, Any]]:
+    """The rows of all transition batches that were sent."""
+    return [row for outcome in outcomes for output in outcome.outputs for row in decode_batch(output.value, "transitions")[0].to_pylist()]
+
+
+class Life:
+    """A step with the store that the stage would keep for it: it can be rebuilt at any time."""
+
+    def __init__(self, settings: ExperienceSettings = SETTINGS) -> None:
+        self.settings = settings
+        self.stored: dict[bytes, bytes] = {}
+        self.outcomes: list[Outcome] = []
+        self.rebuild()
+
+    def rebuild(self) -> None:
+        self.step = PartitionSessions(self.settings, 3, sorted(self.stored.items()))
+
+    def keep(self, outcome: Outcome) -> Outcome:
+        for key, row in outcome.changes:
+            if row is None:
+                self.stored.pop(key, None)
+            else:
+                self.stored[key] = row
+        self.outcomes.append(outcome)
+        return outcome
+
+    def deliver(self, *records: Record, now_ms: int = 0) -> Outcome:
+        return self.keep(self.step.apply("samples", records, now_ms))
+
+    def end(self) -> Outcome:
+        """The topic falls silent for years: every session ends."""
+        self.keep(self.step.tick(0))
+        return self.keep(self.step.tick(100 * 365 * 86_400_000))
+
+    def rows(self) -> list[dict[str, Any]]:
+        return transitions(*self.outcomes)

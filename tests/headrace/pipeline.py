@@ -1,0 +1,144 @@
+"""A brokered pipeline for tests: events into the topics, workers as processes, transitions out."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+from headrace.broker import free_port
+from headrace.runner import Event
+from schemas.codec import decode_batch
+from schemas.exposure import ExposedItem, Exposure, encode_exposure
+from schemas.feedback import LEAVE, Feedback, encode_feedback
+from schemas.topics import EXPOSURES, FEEDBACK, TRANSITIONS
+
+PARTITIONS = 4
+START_MS = 1_700_000_000_000
+WINDOW_MS = 10_000
+GAP_MS = 20_000
+LAST_USER = "the-end-"
+SETTINGS = {
+    "HEADRACE_JOINER_JOIN_WINDOW_MS": str(WINDOW_MS),
+    "HEADRACE_JOINER_IDLE_S": "60",
+    "HEADRACE_EXPERIENCE_SESSION_GAP_MS": str(GAP_MS),
+    "HEADRACE_STREAM_SESSION_TIMEOUT_S": "3",
+    "HEADRACE_STREAM_HEARTBEAT_INTERVAL_S": "0.5",
+}
+
+
+def log_of(pages: int, seed: int) -> list[tuple[int, Event]]:
+    """(partition, event) pairs in event-time order: sessions of 40 users, then one page a partition that lets all windows close."""
+    rng = random.Random(seed)
+    events: list[tuple[int, Event]] = []
+    for page in range(pages):
+        user = rng.randrange(40)
+        ts_ms = START_MS + page * 250 + rng.randrange(200)
+        request_id = f"r{seed}-{page}"
+        items = [f"i{item}" for item in rng.sample(range(100), rng.randrange(1, 5))]
+        events.append(_exposure(user % PARTITIONS, request_id, f"u{user}", ts_ms, items))
+        for item in items:
+            if rng.random() < 0.3:
+                delay_ms = rng.choice((50, 1_000, WINDOW_MS, WINDOW_MS + 1))
+                events.append(_feedback(user % PARTITIONS, request_id, f"u{user}", ts_ms + delay_ms, item, rng.choice(("click", "pay"))))
+        if rng.random() < 0.05:
+            events.append(_feedback(user % PARTITIONS, request_id, f"u{user}", ts_ms + 2_000, "", LEAVE))
+    end_ms = START_MS + pages * 250 + 10 * (WINDOW_MS + GAP_MS)
+    for partition in range(PARTITIONS):
+        user_id, request_id = f"{LAST_USER}{partition}", f"end{seed}-{partition}"
+        events.append(_exposure(partition, request_id, user_id, end_ms, ["i0"]))
+        events.append(_feedback(partition, request_id, user_id, end_ms, "i0", "click"))
+    return sorted(events, key=lambda pair: (pair[1].ts_ms, pair[1].topic != EXPOSURES))
+
+
+def _exposure(partition: int, request_id: str, user_id: str, ts_ms: int, items: Sequence[str]) -> tuple[int, Event]:
+    shown = [ExposedItem(item_id=item, position=place) for place, item in enumerate(items)]
+    page = Exposure(request_id=request_id, user_id=user_id, ts_ms=ts_ms, state={"hour": 1.0}, action=[1.0], items=shown)
+    return partition, Event(ts_ms, EXPOSURES, encode_exposure(page))
+
+
+def _feedback(partition: int, request_id: str, user_id: str, ts_ms: int, item: str, kind: str) -> tuple[int, Event]:
+    event = Feedback(
+        event_id=f"{request_id}-{item}-{kind}", request_id=request_id, user_id=user_id, item_id=item, ts_ms=ts_ms, kind=kind
+    )
+    return partition, Event(ts_ms, FEEDBACK, encode_feedback(event))
+
+
+def produce(broker: str, events: Sequence[tuple[int, Event]], seconds: float = 0.0) -> None:
+    """Send the events in order, spread over `seconds`."""
+    producer = Producer({"bootstrap.servers": broker, "linger.ms": 5, "log_level": 0})
+    pause_every = max(1, len(events) // 50)
+    for place, (partition, event) in enumerate(events):
+        producer.produce(event.topic, event.value, partition=partition)
+        if seconds and place % pause_every == 0:
+            producer.flush()
+            time.sleep(seconds / 50)
+    assert producer.flush(20) == 0
+
+
+class Worker:
+    """One worker process, which can be killed and started again on the same state."""
+
+    def __init__(self, service: str, broker: str, state_dir: Path, group: str, log_dir: Path) -> None:
+        self._command = [sys.executable, "-m", "headrace", "worker", service, "--web-port", str(free_port())]
+        self._environment = {
+            **os.environ,
+            **SETTINGS,
+            "HEADRACE_STREAM_BROKER": broker,
+            "HEADRACE_STREAM_STATE_DIR": str(state_dir),
+            "HEADRACE_STREAM_GROUP_PREFIX": group,
+        }
+        self._log = log_dir / f"{service}.log"
+        self.start()
+
+    def start(self) -> None:
+        with self._log.open("ab") as out:
+            self.process = subprocess.Popen(self._command, stdout=out, stderr=out, env=self._environment)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+
+
+@contextmanager
+def workers(broker: str, folder: Path, group: str) -> Iterator[list[Worker]]:
+    running = [Worker(service, broker, folder / "state", group, folder) for service in ("joiner", "experience")]
+    try:
+        yield running
+    finally:
+        for worker in running:
+            worker.kill()
+
+
+def read_transitions(broker: str, expected: int, timeout_s: float) -> list[dict[str, Any]]:
+    """Rows of `transitions`, duplicates included, once `expected` different ones of the log's users are there."""
+    consumer = Consumer({"bootstrap.servers": broker, "group.id": "test", "auto.offset.reset": "earliest", "log_level": 0})
+    consumer.assign([TopicPartition(TRANSITIONS, partition, 0) for partition in range(PARTITIONS)])
+    rows: list[dict[str, Any]] = []
+    deadline_s = time.monotonic() + timeout_s
+    try:
+        while len({row["transition_id"] for row in rows}) < expected and time.monotonic() < deadline_s:
+            for message in consumer.consume(100, 0.5):
+                assert message.error() is None, message.error()
+                rows += rows_of(message.value() or b"")
+    finally:
+        consumer.close()
+    return rows
+
+
+def rows_of(message: bytes) -> list[dict[str, Any]]:
+    """The rows of a transitions message, without what depends on where and when its events lay."""
+    batch, _ = decode_batch(message, TRANSITIONS)
+    placed = {"source_partition", "source_offset", "feedback_arrival_ms"}
+    rows = [{name: cell for name, cell in row.items() if name not in placed} for row in batch.to_pylist()]
+    return [row for row in rows if not row["user_id"].startswith(LAST_USER)]

@@ -1,0 +1,213 @@
+"""The order in which a stage applies, sends, stores and commits, and what a crash in between leaves."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from faust.types import TP
+
+from headrace.stage import Stage
+from headrace.step import Count, Outcome, Output, Record
+from schemas.dead_letter import DeadLetter
+from schemas.topics import DEAD_LETTERS
+
+TOPIC = "exposures"
+TP0 = TP(TOPIC, 0)
+
+
+class Crash(BaseException):
+    """kill -9, as far as one process can play it: no handler catches it."""
+
+
+class Doubler:
+    """Sends every value twice as large, remembers all of them, still needs the newest two, refuses `bad`."""
+
+    def __init__(self, stored: Iterable[tuple[bytes, bytes]]) -> None:
+        self.values = [value for _, value in stored]
+
+    def apply(self, topic: str, records: Sequence[Record], now_ms: int) -> Outcome:
+        outcome = Outcome(needed_from={topic: max(0, records[-1].offset - 1)})
+        for record in records:
+            if record.value == b"bad":
+                outcome.dead_letters.append(
+                    DeadLetter(
+                        stage="test", reason="malformed", detail="bad", source_topic=topic, source_partition=0,
+                        source_offset=record.offset, size_bytes=3, ts_ms=now_ms,
+                    )
+                )  # fmt: skip
+                continue
+            self.values.append(record.value)
+            outcome.outputs.append(Output("out", record.value * 2))
+            outcome.changes.append((b"r%04d" % record.offset, record.value))
+        outcome.counts[Count("in", topic)] = len(records)
+        return outcome
+
+    def tick(self, now_ms: int) -> Outcome:
+        return Outcome(outputs=[Output("out", b"tick %d" % now_ms)]) if now_ms == 7_000 else Outcome()
+
+    def gauges(self) -> Mapping[str, float]:
+        return {"values": float(len(self.values))}
+
+
+class World:
+    """The broker's side: what was sent, committed, sought; and where to crash."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, bytes]] = []
+        self.committed: dict[TP, int] = {}
+        self.sought: list[tuple[TP, int]] = []
+        self.crash_at = ""
+
+    async def send(self, partition: int, messages: Sequence[tuple[str, bytes | None, bytes]]) -> None:
+        if self.crash_at == "send":
+            raise Crash
+        self.sent += [(topic, value) for topic, _, value in messages]
+        if self.crash_at == "store":
+            raise Crash
+
+    def commit_at(self, tp: TP, offset: int) -> None:
+        if self.crash_at == "commit":
+            raise Crash
+        self.committed[tp] = offset
+
+    async def seek(self, tp: TP, offset: int) -> None:
+        self.sought.append((tp, offset))
+
+    def highwater(self, tp: TP) -> int:
+        return 10
+
+
+def start(world: World, folder: Path, now_s: float = 5.0) -> Stage:
+    return Stage("test", folder, lambda partition, stored: Doubler(stored), world, lambda: world, lambda: now_s)  # type: ignore[arg-type]
+
+
+def batch(*values: bytes, first: int = 0) -> Any:
+    records = [SimpleNamespace(offset=first + place, timestamp=4_000, value=value) for place, value in enumerate(values)]
+    return SimpleNamespace(message=SimpleNamespace(tp=TP0), value=records)
+
+
+async def test_a_batch_is_sent_stored_and_committed_up_to_what_is_still_needed(tmp_path: Path) -> None:
+    world = World()
+    stage = start(world, tmp_path)
+
+    assert stage.positions({TP0: None}) == {}
+    await stage.on_batch(batch(b"a", b"b", b"c"))
+
+    assert world.sent == [("out", b"aa"), ("out", b"bb"), ("out", b"cc")]
+    assert world.committed == {TP0: 1}
+    counts, gauges = stage.looks()[0]
+    assert counts[Count("in", TOPIC)] == 3
+    assert gauges == {"values": 3.0, "lag_seconds": 1.0, "lag_records": 7}
+    stage.close()
+
+
+@pytest.mark.parametrize("crash_at", ["send", "store", "commit"])
+async def test_a_crash_at_any_step_ends_in_the_state_of_a_run_without_one(tmp_path: Path, crash_at: str) -> None:
+    world = World()
+    stage = start(world, tmp_path)
+    stage.positions({TP0: None})
+    await stage.on_batch(batch(b"a"))
+    world.crash_at = crash_at
+    with pytest.raises(Crash):
+        await stage.on_batch(batch(b"b", b"c", first=1))
+    stage.close()  # the operating system takes a dead process's locks
+    world.crash_at = ""
+
+    stage = start(world, tmp_path)
+    position = stage.positions({TP0: world.committed.get(TP0)}).get(TP0, 0)
+    log = [b"a", b"b", b"c"]
+    await stage.on_batch(batch(*log[min(position, 2) :], first=min(position, 2)))
+
+    step = stage.partitions[0].step
+    assert isinstance(step, Doubler)
+    assert step.values == log
+    assert stage.partitions[0].store.counts[Count("in", TOPIC)] == 3
+    assert set(world.sent) == {("out", b"aa"), ("out", b"bb"), ("out", b"cc")}
+    stage.close()
+
+
+async def test_records_that_the_state_covers_are_not_applied_again(tmp_path: Path) -> None:
+    stage = start(World(), tmp_path)
+    stage.positions({TP0: None})
+    await stage.on_batch(batch(b"a", b"b"))
+
+    await stage.on_batch(batch(b"a", b"b", b"c"))
+
+    assert stage.looks()[0][1]["values"] == 3.0
+    stage.close()
+
+
+async def test_without_its_disk_a_worker_begins_at_the_committed_offset(tmp_path: Path) -> None:
+    stage = start(World(), tmp_path)
+
+    assert stage.positions({TP0: 40}) == {}
+    stage.close()
+
+
+async def test_state_that_another_worker_has_overtaken_is_rebuilt(tmp_path: Path) -> None:
+    stage = start(World(), tmp_path)
+    stage.positions({TP0: None})
+    await stage.on_batch(batch(b"a", b"b"))
+    stage.close()
+
+    stage = start(World(), tmp_path)
+
+    assert stage.positions({TP0: 40}) == {}
+    assert stage.looks()[0][1]["values"] == 0.0
+    stage.close()
+
+
+async def test_a_partition_that_comes_back_keeps_its_open_state_and_one_that_does_not_is_closed(tmp_path: Path) -> None:
+    stage = start(World(), tmp_path)
+    other = TP(TOPIC, 1)
+    stage.positions({TP0: None, other: None})
+    await stage.on_batch(batch(b"a"))
+    step = stage.partitions[0].step
+
+    assert stage.positions({TP0: 0}) == {TP0: 1}
+
+    assert stage.partitions[0].step is step
+    assert 1 not in stage.partitions
+    stage.close()
+
+
+async def test_a_hole_in_front_of_a_batch_is_read_again_once(tmp_path: Path) -> None:
+    world = World()
+    stage = start(world, tmp_path)
+    stage.positions({TP0: None})
+    await stage.on_batch(batch(b"a"))
+
+    await stage.on_batch(batch(b"d", first=3))
+    await stage.on_batch(batch(b"e", first=4))
+    assert world.sought == [(TP0, 1)]
+    assert stage.looks()[0][1]["values"] == 1.0
+
+    await stage.on_batch(batch(b"d", b"e", first=3))
+    assert stage.looks()[0][1]["values"] == 3.0
+    assert world.sought == [(TP0, 1)]
+    stage.close()
+
+
+async def test_refused_records_are_dead_letters_and_the_stream_goes_on(tmp_path: Path) -> None:
+    world = World()
+    stage = start(world, tmp_path)
+    stage.positions({TP0: None})
+
+    await stage.on_batch(batch(b"a", b"bad", b"c"))
+
+    assert [topic for topic, _ in world.sent] == ["out", "out", DEAD_LETTERS]
+    assert b'"source_offset":1' in world.sent[-1][1]
+    stage.close()
+
+
+async def test_time_passes_on_every_partition(tmp_path: Path) -> None:
+    world = World()
+    stage = start(world, tmp_path, now_s=7.0)
+    stage.positions({TP0: None})
+
+    await stage.on_tick()
+
+    assert world.sent == [("out", b"tick 7000")]
+    stage.close()

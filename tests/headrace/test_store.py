@@ -1,0 +1,62 @@
+"""A partition's state on disk."""
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from headrace.settings import ConfigError
+from headrace.step import Count
+from headrace.store import PartitionStore
+
+IN = Count("in", "exposures")
+
+
+def test_rows_offsets_and_counts_come_back_after_reopening(tmp_path: Path) -> None:
+    store = PartitionStore(tmp_path / "0")
+    store.write([(b"b2", b"two"), (b"b1", b"one")], {"exposures": 5}, Counter({IN: 5}))
+    store.write([(b"b2", None), (b"c", b"three")], {"feedback": 2}, Counter({IN: 1}))
+    store.close()
+
+    again = PartitionStore(tmp_path / "0")
+
+    assert list(again.rows()) == [(b"b1", b"one"), (b"c", b"three")]
+    assert again.offsets == {"exposures": 5, "feedback": 2}
+    assert again.counts == Counter({IN: 6})
+    again.close()
+
+
+def test_a_wiped_store_is_empty_and_can_be_written(tmp_path: Path) -> None:
+    store = PartitionStore(tmp_path / "0")
+    store.write([(b"b", b"x")], {"exposures": 5}, Counter({IN: 5}))
+
+    store.wipe()
+
+    assert (list(store.rows()), store.offsets, store.counts) == ([], {}, Counter())
+    store.write([(b"c", b"y")], {"exposures": 1}, Counter())
+    assert list(store.rows()) == [(b"c", b"y")]
+    store.close()
+
+
+def test_a_second_worker_on_the_same_folder_is_told_what_to_do(tmp_path: Path) -> None:
+    store = PartitionStore(tmp_path / "0")
+
+    with pytest.raises(ConfigError, match=r"in use by another worker: give each worker its own stream\.state_dir"):
+        PartitionStore(tmp_path / "0")
+    store.close()
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(ConfigError, match="cannot use state in"):
+        PartitionStore(tmp_path / "file" / "0")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_is_one_line(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+
+    with pytest.raises(ConfigError, match="no permission to write state"):
+        PartitionStore(tmp_path / "0")

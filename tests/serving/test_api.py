@@ -1,0 +1,311 @@
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+from fastapi import FastAPI
+from serving_models import ACTION, FEATURES, MemoryProducer, WriteVersion
+
+from headrace.policy_settings import PolicySettings
+from schemas import exposure as exposures
+from schemas import feedback as feedbacks
+from schemas.exposure import Exposure
+from serving.app import create_app
+from serving.exploration import Exploration
+from serving.metrics import ServingMetrics
+from serving.settings import ServingSettings
+from serving.swap import ServedVersion
+from serving.versions import ModelStore
+
+STATE = {"hour": 13.0, "city": "hz", "recent_items": ["i-3", "i-9"], "unknown_feature": 1.0}
+ACT = {"request_id": "r-1", "user_id": "u-42", "scene": "home", "state": STATE}
+CANDIDATES = [
+    {"item_id": "a", "scores": {"click": 0.2, "pay": 0.1}, "features": {"price": 3.5}},
+    {"item_id": "b", "scores": {"click": 0.4, "pay": 0.3}},
+    {"item_id": "c", "scores": {"click": 0.3, "pay": 0.2}},
+]
+RANK = {**ACT, "candidates": CANDIDATES, "page_size": 2}
+EXPOSURE = msgspec.to_builtins(exposures.EXAMPLE)
+FEEDBACK = msgspec.to_builtins(feedbacks.EXAMPLE)
+
+
+class Client:
+    """HTTP without a network: requests go straight into the application, within its life cycle."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._runner = asyncio.Runner()
+        self._life = app.router.lifespan_context(app)
+        self._http = httpx.AsyncClient(transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://serving")
+
+    def start(self) -> None:
+        self._runner.run(self._life.__aenter__())
+
+    def stop(self) -> None:
+        self._runner.run(self._http.aclose())
+        self._runner.run(self._life.__aexit__(None, None, None))
+        self._runner.close()
+
+    def get(self, path: str) -> httpx.Response:
+        return self._runner.run(self._http.get(path))
+
+    def post(self, path: str, **body: Any) -> httpx.Response:
+        return self._runner.run(self._http.post(path, **body))
+
+
+class Api:
+    """A running application with what was injected into it."""
+
+    def __init__(self, policy: PolicySettings, producer: MemoryProducer, **settings: Any) -> None:
+        self.metrics = ServingMetrics()
+        self.versions = ServedVersion(policy, 1, self.metrics)
+        self.producer = producer
+        app = create_app(ServingSettings(**settings), policy, self.versions, producer, self.metrics, now_ms=lambda: 1_700_000_000_000)
+        self.client = Client(app)
+
+    def sample(self, name: str, **labels: str) -> float | None:
+        return self.metrics.registry.get_sample_value(name, labels)
+
+
+@pytest.fixture
+def start(policy: PolicySettings, producer: MemoryProducer) -> Iterator[Any]:
+    running = []
+
+    def start(**settings: Any) -> Api:
+        api = Api(policy, producer, **{"baseline_share": 0.0, **settings})
+        api.client.start()
+        running.append(api)
+        assert api.versions.settled(20.0)
+        return api
+
+    yield start
+    for api in running:
+        api.client.stop()
+        assert api.producer.stopped
+
+
+@pytest.fixture
+def promoted(policy: PolicySettings, write_version: WriteVersion) -> None:
+    write_version(7, [0.5, 1.5])
+    ModelStore(policy.model_dir, "fusion", policy.spec_hash).promote("fusion-000007", [], now_ms=1)
+
+
+@pytest.mark.usefixtures("promoted")
+def test_act_gives_the_served_versions_action_with_its_density(start: Any) -> None:
+    answer = start(explore_sigma=0.2).client.post("/v1/act", json=ACT)
+    assert answer.status_code == 200
+    body = answer.json()
+    assert {**body, "action": None, "propensity": None} == {
+        "request_id": "r-1",
+        "user_id": "u-42",
+        "policy": "fusion",
+        "model_version": "fusion-000007",
+        "action": None,
+        "propensity": None,
+        "baseline_action": [1.0, 1.0],
+    }
+    assert body["propensity"] == pytest.approx(Exploration(ACTION, 0.2).density(body["action"], [0.5, 1.5]))
+
+
+def test_a_request_without_an_id_is_given_one(start: Any) -> None:
+    api = start()
+    first, second = (api.client.post("/v1/act", json={"user_id": "u", "state": {}}).json()["request_id"] for _ in range(2))
+    assert len(first) == 32
+    assert first != second
+
+
+@pytest.mark.usefixtures("promoted")
+def test_rank_orders_by_the_fused_score_and_logs_exactly_the_page_that_it_gave(start: Any) -> None:
+    api = start(explore_sigma=0.0)
+    body = api.client.post("/v1/rank", json=RANK).json()
+    assert [(item["item_id"], item["position"]) for item in body["items"]] == [("b", 0), ("c", 1)]
+    assert body["items"][0]["score"] == pytest.approx(0.4**0.5 * 0.3**1.5)
+    assert (body["logged"], body["action"], body["propensity"], body["model_version"]) == (True, [0.5, 1.5], 1.0, "fusion-000007")
+    ((topic, key, value),) = api.producer.sent
+    assert (topic, key) == ("exposures", "u-42")
+    logged = msgspec.json.decode(value, type=Exposure)
+    assert msgspec.to_builtins(logged) == {
+        "version": 1,
+        "request_id": "r-1",
+        "user_id": "u-42",
+        "ts_ms": 1_700_000_000_000,
+        "scene": "home",
+        "policy": "fusion",
+        "model_version": "fusion-000007",
+        "state": STATE,
+        "action": [0.5, 1.5],
+        "propensity": 1.0,
+        "items": [
+            {"item_id": "b", "position": 0, "scores": {"click": 0.4, "pay": 0.3}, "features": {}},
+            {"item_id": "c", "position": 1, "scores": {"click": 0.3, "pay": 0.2}, "features": {}},
+        ],
+    }
+    FEATURES.columns([logged.state])
+
+
+@pytest.mark.usefixtures("promoted")
+def test_baseline_users_get_the_rankers_own_order(start: Any) -> None:
+    body = start(baseline_share=1.0).client.post("/v1/rank", json={**RANK, "page_size": 3}).json()
+    assert (body["policy"], body["model_version"], body["action"], body["propensity"]) == ("baseline", "", [1.0, 1.0], 1.0)
+    assert [item["item_id"] for item in body["items"]] == ["b", "c", "a"]
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "status", "detail"),
+    [
+        ("/v1/act", b"{", 400, "Input data was truncated"),
+        ("/v1/act", b"", 400, "Input data was truncated"),
+        ("/v1/act", b'{"user_id": "u", "state": {"hour": NaN}}', 400, "JSON is malformed: invalid character (byte 35)"),
+        ("/v1/act", b'{"user_id": "u", "state": {"city": "\xff"}}', 400, "invalid"),
+        ("/v1/act", b"[" * 100_000, 413, "the body is larger"),
+        ("/v1/events", b'{"feedback": [' + b"[" * 4000, 400, "recursion"),
+        ("/v1/act", b"[]", 422, "Expected `object`, got `array`"),
+        ("/v1/act", b'{"user_id": 7, "state": {}}', 422, "Expected `str`, got `int` - at `$.user_id`"),
+        ("/v1/act", b'{"user_id": "", "state": {}}', 422, "Expected `str` of length >= 1 - at `$.user_id`"),
+        ("/v1/act", b'{"user_id": "u"}', 422, "Object missing required field `state`"),
+        ("/v1/act", b'{"user_id": "u", "state": {}, "stat": 1}', 422, "Object contains unknown field `stat`"),
+        ("/v1/act", b'{"user_id": "u", "state": {"hour": null}}', 422, "Expected `float | str | array`, got `null`"),
+        ("/v1/act", b'{"user_id": "u", "state": {"hour": 1e999}}', 422, "Number out of range"),
+        ("/v1/act", b'{"user_id": "u", "state": {"hour": 1e300}}', 422, "feature hour: expected a finite number, got 1e+300"),
+        ("/v1/act", b'{"user_id": "u", "state": {"hour": "noon"}}', 422, "feature hour: expected a finite number, got 'noon'"),
+        ("/v1/act", b'{"user_id": "u", "state": {"city": 3}}', 422, "feature city: expected a string, got 3.0"),
+        ("/v1/act", b'{"user_id": "u", "state": {"recent_items": "i-3"}}', 422, "feature recent_items: expected a list of strings"),
+        ("/v1/rank", {**RANK, "candidates": []}, 422, "Expected `array` of length >= 1 - at `$.candidates`"),
+        ("/v1/rank", {**RANK, "page_size": 0}, 422, "Expected `int` >= 1 - at `$.page_size`"),
+        ("/v1/rank", {**RANK, "page_size": 9}, 422, "page_size 9; at most 5 (serving.max_page_size)"),
+        ("/v1/rank", {**RANK, "candidates": CANDIDATES * 2}, 413, "6 candidates; at most 5 (serving.max_candidates)"),
+        ("/v1/rank", {**RANK, "candidates": CANDIDATES[:2] * 2}, 422, "candidate a is given twice"),
+        ("/v1/rank", {**RANK, "candidates": [{"item_id": "a", "scores": {"click": 0.1}}]}, 422, "candidate a: no score for objective pay"),
+        ("/v1/rank", {**RANK, "state": {"hour": "noon"}}, 422, "feature hour: expected a finite number, got 'noon'"),
+        ("/v1/events", b"{", 400, "Input data was truncated"),
+        ("/v1/events", {}, 422, "no events: give `exposures`, `feedback` or both"),
+        ("/v1/events", {"feedbacks": []}, 422, "Object contains unknown field `feedbacks`"),
+        ("/v1/events", {"feedback": [1] * 21}, 413, "21 events; at most 20 in one request (serving.max_events)"),
+        ("/v1/act", b" " * 5000, 413, "the body is larger than 4096 bytes (serving.max_body_bytes)"),
+        ("/v1/events", b" " * 500_000, 413, "the body is larger than 4096 bytes (serving.max_body_bytes)"),
+    ],
+)
+def test_a_bad_request_gets_one_clear_error(start: Any, route: str, body: Any, status: int, detail: str) -> None:
+    api = start(max_body_bytes=4096, max_candidates=5, max_page_size=5, max_events=20)
+    answer = api.client.post(route, content=body if isinstance(body, bytes) else msgspec.json.encode(body))
+    assert (answer.status_code, list(answer.json())) == (status, ["detail"])
+    assert detail.lower() in answer.json()["detail"].lower()
+    assert api.producer.sent == []
+    assert api.sample("headrace_serving_requests_total", route=route, status=str(status)) == 1
+
+
+def test_events_travel_on_as_the_bytes_that_came_and_bad_ones_are_named(start: Any) -> None:
+    api = start()
+    bad = {**FEEDBACK, "kind": 3}
+    answer = api.client.post("/v1/events", json={"exposures": [EXPOSURE], "feedback": [bad, FEEDBACK, {**FEEDBACK, "extra": 1}]})
+    assert answer.status_code == 202
+    assert answer.json() == {
+        "accepted": {"exposures": 1, "feedback": 1},
+        "rejected": [
+            {"kind": "feedback", "index": 0, "error": "Expected `str`, got `int` - at `$.kind`"},
+            {"kind": "feedback", "index": 2, "error": "Object contains unknown field `extra`"},
+        ],
+    }
+    assert [(topic, key, msgspec.json.decode(value)) for topic, key, value in api.producer.sent] == [
+        ("exposures", "u-42", EXPOSURE),
+        ("feedback", "u-42", FEEDBACK),
+    ]
+    assert api.sample("headrace_serving_events_accepted_total", kind="feedback") == 1
+    assert api.sample("headrace_serving_events_rejected_total", kind="feedback", reason="malformed") == 2
+
+
+def test_when_every_event_is_bad_the_answer_is_422_with_the_reasons(start: Any) -> None:
+    api = start(max_event_bytes=1024)
+    answer = api.client.post("/v1/events", json={"feedback": [{**FEEDBACK, "event_id": "e" * 2000}, {}]})
+    assert answer.status_code == 422
+    assert [entry["error"] for entry in answer.json()["rejected"]] == [
+        "2128 bytes; at most 1024 (serving.max_event_bytes)",
+        "Object missing required field `event_id`",
+    ]
+    assert api.sample("headrace_serving_events_rejected_total", kind="feedback", reason="too_large") == 1
+
+
+def test_when_the_queue_is_full_a_page_is_still_served_and_events_are_sent_back(start: Any) -> None:
+    api = start()
+    api.producer.full = True
+    page = api.client.post("/v1/rank", json=RANK)
+    assert (page.status_code, page.json()["logged"], len(page.json()["items"])) == (200, False, 2)
+    assert api.sample("headrace_serving_exposures_total", outcome="not_logged") == 1
+    events = api.client.post("/v1/events", json={"feedback": [FEEDBACK]})
+    assert (events.status_code, events.headers["retry-after"]) == (503, "1")
+    assert events.json()["detail"] == "the queue is full, send all of them again later: the broker is away"
+    assert api.client.post("/v1/act", json=ACT).status_code == 200
+
+
+def test_without_a_broker_the_process_is_alive_not_ready_and_answers(start: Any) -> None:
+    api = start()
+    api.producer.why = "the broker 127.0.0.1:9 does not answer"
+    assert api.client.get("/healthz").json() == {"status": "ok"}
+    ready = api.client.get("/readyz")
+    assert (ready.status_code, ready.json()) == (503, {"detail": "the broker 127.0.0.1:9 does not answer"})
+    assert api.client.post("/v1/act", json=ACT).status_code == 200
+    api.producer.why = ""
+    assert api.client.get("/readyz").json() == {"status": "ready", "model_version": ""}
+
+
+@pytest.mark.usefixtures("promoted")
+def test_metrics_name_the_version_its_first_response_and_the_arms(start: Any) -> None:
+    api = start()
+    api.client.post("/v1/act", json=ACT)
+    first = api.sample("headrace_serving_first_response_timestamp_seconds", model_version="fusion-000007")
+    api.client.post("/v1/rank", json=RANK)
+    assert api.sample("headrace_serving_first_response_timestamp_seconds", model_version="fusion-000007") == first
+    text = api.client.get("/metrics").text
+    for line in (
+        'headrace_serving_version_info{model_version="fusion-000007",policy="fusion"} 1.0',
+        'headrace_serving_decisions_total{policy="fusion"} 2.0',
+        'headrace_serving_exposures_total{outcome="queued"} 1.0',
+        'headrace_serving_requests_total{route="/v1/act",status="200"} 1.0',
+        'headrace_serving_latency_seconds_count{route="/v1/rank"} 1.0',
+        "headrace_serving_load_seconds_count 1.0",
+    ):
+        assert line in text
+
+
+def test_unknown_paths_and_methods_have_the_same_error_body_and_one_label(start: Any) -> None:
+    api = start()
+    assert api.client.get("/v2/act").json() == {"detail": "Not Found"}
+    assert api.client.get("/v1/act").json() == {"detail": "Method Not Allowed"}
+    assert api.sample("headrace_serving_requests_total", route="other", status="404") == 1
+
+
+def test_a_fault_of_ours_is_a_500_that_shows_no_internals(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    api = start()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(api.producer, "send", fail)
+    answer = api.client.post("/v1/rank", json=RANK)
+    assert (answer.status_code, answer.json()) == (500, {"detail": "internal error: RuntimeError"})
+    assert api.sample("headrace_serving_requests_total", route="/v1/rank", status="500") == 1
+
+
+def test_the_openapi_examples_are_accepted_by_the_routes_that_they_describe(start: Any) -> None:
+    api = start()
+    document = api.client.get("/openapi.json").json()
+    for route in ("/v1/act", "/v1/rank", "/v1/events"):
+        operation = document["paths"][route]["post"]
+        content = operation["requestBody"]["content"]["application/json"]
+        assert content["schema"]["$ref"].rpartition("/")[2] in document["components"]["schemas"]
+        example = content["example"]
+        for candidate in example.get("candidates", []):
+            assert set(candidate["scores"]) == {"click", "pay"}
+        answer = api.client.post(route, json=example)
+        success = next(status for status in operation["responses"] if status.startswith("2"))
+        assert str(answer.status_code) == success
+        assert set(answer.json()) == set(operation["responses"][success]["content"]["application/json"]["example"])
+
+
+def test_every_reference_of_the_openapi_document_resolves(start: Any) -> None:
+    text = start().client.get("/openapi.json").text
+    document = msgspec.json.decode(text)
+    references = {part.partition('"')[0] for part in text.split('"#/components/schemas/')[1:]}
+    assert references
+    assert references <= set(document["components"]["schemas"])

@@ -1,0 +1,125 @@
+"""The trainer's agent: transitions in; checkpoints, and candidates for the version controller, out."""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import faust
+from faust.types import TP
+
+from headrace import __version__
+from headrace.app import add_metrics_page, create_app
+from headrace.metrics import StageMetrics
+from headrace.policy_settings import PolicySettings
+from headrace.producer import StreamProducer
+from headrace.settings import StreamSettings
+from headrace.stage import stop_at_once
+from headrace.step import Count
+from schemas.codec import WrongBatchError, decode_batch, encode_json
+from schemas.dead_letter import DeadLetter
+from schemas.topics import DEAD_LETTERS, TRANSITIONS
+from trainer.settings import TrainerSettings
+from trainer.worker import Worker
+
+log = logging.getLogger(__name__)
+
+TIMER_S = 1.0
+
+
+class Training:
+    """Drives the worker: one thing at a time, off the event loop, so that Faust's pages and heartbeats go on."""
+
+    def __init__(self, app: faust.App, worker: Worker, producer: StreamProducer) -> None:
+        self.worker = worker
+        self.metrics = StageMetrics("trainer", self._looks)
+        self._app = app
+        self._producer = producer
+        self._lock = asyncio.Lock()
+        self._assigned: frozenset[int] = frozenset()
+        self._lag_s: dict[int, float] = {}
+
+    def positions(self, committed: Mapping[TP, int | None]) -> dict[TP, int]:
+        """Read on from the checkpoint, which is never behind the commits that it allowed."""
+        self._assigned = frozenset(tp.partition for tp in committed)
+        self._lag_s = dict.fromkeys(self._assigned, 0.0)
+        return {tp: self.worker.offsets[tp.partition] for tp in committed if tp.partition in self.worker.offsets}
+
+    async def on_batch(self, event: Any) -> None:
+        """Learn from one delivered batch of record batches."""
+        tp = event.message.tp
+        async with self._lock:
+            try:
+                for record in event.value:
+                    if tp.partition in self._assigned and record.offset >= self.worker.offsets.get(tp.partition, 0):
+                        await self._learn(tp.partition, record)
+                self._lag_s[tp.partition] = max(0.0, time.time() - event.value[-1].timestamp / 1000)
+            except Exception as error:
+                stop_at_once(error)
+
+    async def _learn(self, partition: int, record: Any) -> None:
+        try:
+            batch, _ = decode_batch(record.value or b"", TRANSITIONS)
+        except WrongBatchError as error:
+            letters = [self.worker.refuse(partition, record.offset, len(record.value or b""), str(error), _now_ms())]
+        else:
+            letters = (await asyncio.to_thread(self.worker.learn, partition, record.offset + 1, batch, _now_ms())).dead_letters
+        await self._publish(partition, letters)
+
+    async def _publish(self, partition: int, letters: list[DeadLetter]) -> None:
+        if letters:
+            await self._producer.send(partition, [(DEAD_LETTERS, letter.stage.encode(), encode_json(letter)) for letter in letters])
+
+    async def on_timer(self) -> None:
+        """Write what is due. Offsets are committed only once they are in a checkpoint."""
+        async with self._lock:
+            try:
+                if self.worker.candidate_due(_now_ms()):
+                    path = await asyncio.to_thread(self.worker.write_candidate, _now_ms())
+                    log.info("candidate %s", path and path.name)
+                if self.worker.checkpoint_due(_now_ms()):
+                    await asyncio.to_thread(self.worker.checkpoint, _now_ms())
+                    for partition, offset in self.worker.offsets.items():
+                        if partition in self._assigned:
+                            self._app.consumer.commit_at(TP(TRANSITIONS, partition), offset)
+            except Exception as error:
+                stop_at_once(error)
+
+    def _looks(self) -> dict[int, tuple[Counter[Count], dict[str, float]]]:
+        looks: dict[int, tuple[Counter[Count], dict[str, float]]] = {
+            partition: (Counter(), {"lag_seconds": lag_s}) for partition, lag_s in self._lag_s.items()
+        }
+        first = min(self._lag_s, default=0)  # one learner for all partitions: its figures appear once
+        looks[first] = (self.worker.counts, {**self.worker.gauges(), "lag_seconds": self._lag_s.get(first, 0.0)})
+        return looks
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+def create(stream_settings: StreamSettings, settings: TrainerSettings, policy: PolicySettings, web_port: int) -> faust.App:
+    """The trainer's application."""
+    app = create_app("trainer", stream_settings, web_port)
+    producer = StreamProducer(stream_settings.broker)
+    worker = Worker(settings, policy, stream_settings.state_dir, __version__, settings.seed)
+    training = Training(app, worker, producer)
+    app.transport.positions = training.positions
+    add_metrics_page(app, training.metrics)
+
+    @app.agent(app.topic(TRANSITIONS))
+    async def on_transitions(stream: Any) -> None:
+        async for event in stream.events():
+            await training.on_batch(event)
+
+    @app.timer(interval=TIMER_S)
+    async def on_timer() -> None:
+        await training.on_timer()
+
+    @app.on_before_shutdown.connect
+    async def _stop(*_: Any, **__: Any) -> None:
+        await producer.stop()
+
+    return app

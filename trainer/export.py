@@ -1,0 +1,140 @@
+"""Export: the actor as an ONNX graph that takes states as served, and the candidate folder that the version controller judges.
+
+The graph is built node by node from the weights (milliseconds, the same bytes for the same weights), the Z-score constants baked
+in. Inputs: `dense` float32 [B, N], `ids` int64 [B, I], `seq_<name>` int64 [B, T]; inputs of size 0 are left out. Output: `action`
+float32 [B, A] within the bounds.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from schemas.features import PADDING, StateColumns
+from schemas.policy import Candidate
+from trainer.checkpoint import write_folder
+from trainer.ddpg import DDPG
+from trainer.network import ACTOR_REACH, Actor, Encoder, SequenceBlock
+
+OPSET = 18
+IR_VERSION = 9
+ACTOR_FILE = "actor.onnx"
+CANDIDATE_FILE = "candidate.json"
+
+
+def actor_onnx(learner: DDPG) -> bytes:
+    """The ONNX model of mu(s) as the learner is now."""
+    graph = _Graph()
+    encoder, actor = learner.network.encoder, learner.network.actor
+    code = _encoder(graph, learner, encoder)
+    _actor(graph, code, actor)
+    features = learner.feature_spec
+    inputs = [helper.make_tensor_value_info("dense", TensorProto.FLOAT, ["B", len(features.dense)])] if features.dense else []
+    inputs += [helper.make_tensor_value_info("ids", TensorProto.INT64, ["B", len(features.ids)])] if features.ids else []
+    inputs += [helper.make_tensor_value_info(f"seq_{item.name}", TensorProto.INT64, ["B", item.length]) for item in features.sequences]
+    output = helper.make_tensor_value_info("action", TensorProto.FLOAT, ["B", learner.action_spec.size])
+    built = helper.make_graph(graph.nodes, "actor", inputs, [output], graph.constants)
+    model = helper.make_model(built, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="headrace", ir_version=IR_VERSION)
+    onnx.checker.check_model(model)
+    encoded: bytes = model.SerializeToString(deterministic=True)
+    return encoded
+
+
+def onnx_inputs(columns: StateColumns) -> dict[str, npt.NDArray[np.float32] | npt.NDArray[np.int64]]:
+    """The graph's inputs for states as columns."""
+    inputs: dict[str, npt.NDArray[np.float32] | npt.NDArray[np.int64]] = {f"seq_{name}": ids for name, ids in columns.sequences.items()}
+    if columns.dense.shape[1]:
+        inputs["dense"] = columns.dense
+    if columns.ids.shape[1]:
+        inputs["ids"] = columns.ids
+    return inputs
+
+
+def write_candidate(candidates: Path, candidate: Candidate, model: bytes) -> Path:
+    """Make the candidate's folder appear, whole. Raises CheckpointError where the disk refuses."""
+    path = candidates / candidate.model_version
+    write_folder(path, {ACTOR_FILE: model, CANDIDATE_FILE: msgspec.json.encode(candidate)})
+    return path
+
+
+class _Graph:
+    """Nodes and constants in order; every name is made from the order alone."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+
+    def constant(self, values: npt.NDArray[np.generic] | Tensor) -> str:
+        name = f"c{len(self.constants)}"
+        array = values.detach().numpy() if isinstance(values, Tensor) else values
+        self.constants.append(numpy_helper.from_array(np.array(array, order="C"), name))
+        return name
+
+    def node(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
+        name = output or f"n{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, list(inputs), [name], name=f"{operator}_{len(self.nodes)}", **attributes))
+        return name
+
+    def linear(self, values: str, layer: nn.Linear) -> str:
+        return self.node("Gemm", values, self.constant(layer.weight), self.constant(layer.bias), transB=1)
+
+    def axes(self, *axes: int) -> str:
+        return self.constant(np.array(axes, np.int64))
+
+
+def _encoder(graph: _Graph, learner: DDPG, encoder: Encoder) -> str:
+    parts = [_zscore(graph, learner)] if learner.feature_spec.dense else []
+    for column, table in enumerate(encoder.tables):
+        assert isinstance(table, nn.Embedding)
+        ids = graph.node("Gather", "ids", graph.constant(np.array(column, np.int64)), axis=1)
+        parts.append(graph.node("Gather", graph.constant(table.weight), ids, axis=0))
+    for feature, block in zip(learner.feature_spec.sequences, encoder.blocks, strict=True):
+        assert isinstance(block, SequenceBlock)
+        parts.append(_sequence(graph, f"seq_{feature.name}", block))
+    code = graph.node("Concat", *parts, axis=1) if len(parts) > 1 else parts[0]
+    for i, (layer, norm) in enumerate(zip(encoder.layers, encoder.norms, strict=True)):
+        assert isinstance(layer, nn.Linear) and isinstance(norm, nn.LayerNorm)
+        scale, shift = graph.constant(norm.weight), graph.constant(norm.bias)
+        code = graph.node("LayerNormalization", graph.linear(code, layer), scale, shift, axis=-1, epsilon=norm.eps)
+        code = graph.node("Tanh" if i == len(encoder.layers) - 1 else "Relu", code)
+    return code
+
+
+def _zscore(graph: _Graph, learner: DDPG) -> str:
+    """In float64 like the trainer, so that large values with a small spread come out the same."""
+    constants = learner.features.constants()
+    wide = graph.node("Cast", "dense", to=TensorProto.DOUBLE)
+    centred = graph.node("Sub", wide, graph.constant(constants.mean_N))
+    scaled = graph.node("Div", centred, graph.constant(constants.std_N))
+    limit = np.array(constants.clip, np.float64)
+    return graph.node("Cast", graph.node("Clip", scaled, graph.constant(-limit), graph.constant(limit)), to=TensorProto.FLOAT)
+
+
+def _sequence(graph: _Graph, ids: str, block: SequenceBlock) -> str:
+    matrix = graph.node("Gather", graph.constant(block.table.weight), ids, axis=0)
+    maps = graph.node("Transpose", matrix, perm=[0, 2, 1])
+    weight_CDK = block.convolution.weight.reshape(block.convolution.out_features, -1, block.kernel)
+    weights = graph.constant(weight_CDK), graph.constant(block.convolution.bias)
+    maps = graph.node("Relu", graph.node("Conv", maps, *weights, kernel_shape=[block.kernel], pads=list(block.pads)))
+    is_padding = graph.node("Equal", ids, graph.constant(np.array(PADDING, np.int64)))
+    held = graph.node("Cast", graph.node("Not", is_padding), to=TensorProto.FLOAT)
+    held = graph.node("Unsqueeze", held, graph.axes(1))
+    maps = graph.node("Mul", maps, held)
+    largest = graph.node("ReduceMax", maps, graph.axes(2), keepdims=0)
+    total = graph.node("ReduceSum", maps, graph.axes(2), keepdims=0)
+    count = graph.node("Max", graph.node("ReduceSum", held, graph.axes(2), keepdims=0), graph.constant(np.array(1.0, np.float32)))
+    return graph.node("Concat", largest, graph.node("Div", total, count), axis=1)
+
+
+def _actor(graph: _Graph, code: str, actor: Actor) -> str:
+    hidden = graph.node("Relu", graph.linear(code, actor.hidden))
+    reach = graph.node("Mul", graph.node("Tanh", graph.linear(hidden, actor.output)), graph.constant(np.array(ACTOR_REACH, np.float32)))
+    u = graph.node("Min", graph.node("Max", reach, graph.constant(actor.u_low_A)), graph.constant(actor.u_high_A))
+    action = graph.node("Add", graph.node("Mul", u, graph.constant(actor.half_A)), graph.constant(actor.baseline_A))
+    within = graph.node("Max", action, graph.constant(actor.low_A))
+    return graph.node("Min", within, graph.constant(actor.high_A), output="action")
