@@ -43,9 +43,10 @@ class _Answer(msgspec.Struct):
 
 
 class Visitor(NamedTuple):
-    """A user and how that user's client works."""
+    """A user and how that user's client works; its mishaps are drawn from `random`."""
 
     user: SimulatedUser
+    random: np.random.Generator
     ranks_itself: bool
     way: Way
 
@@ -72,7 +73,6 @@ class Crowd:
         self._settings, self._seed, self._run_id, self._broker = settings, seed, run_id, broker
         self._max_event_bytes = max_event_bytes
         self._next_index = 0
-        self._random = np.random.default_rng([seed, 1])
         self._candidate_json: dict[int, msgspec.Raw] = {}
 
     async def run(self) -> None:
@@ -92,12 +92,18 @@ class Crowd:
         session_s = self._settings.session_pages * self._settings.page_interval_s
         await self._pause(session_s * place / self._settings.users)
         while not self.stop.is_set():
-            user = SimulatedUser(self._seed, self._next_index, self._settings.session_pages, self._settings.candidates)
-            self._next_index += 1
-            ranks_itself, uses_topics = self._random.random(2) < (self._settings.ranks_itself_share, self._settings.topic_share)
+            visitor = self._next_visitor()
             self.counts.at_work += 1
-            await self._session(Visitor(user, bool(ranks_itself), "topic" if uses_topics else "api"), api, sender)
+            await self._session(visitor, api, sender)
             self.counts.at_work -= 1
+
+    def _next_visitor(self) -> Visitor:
+        settings, index = self._settings, self._next_index
+        self._next_index += 1
+        user = SimulatedUser(self._seed, index, settings.session_pages, settings.candidates)
+        random = np.random.default_rng([self._seed, index])
+        ranks_itself, uses_topics = random.random(2) < (settings.ranks_itself_share, settings.topic_share)
+        return Visitor(user, random, bool(ranks_itself), "topic" if uses_topics else "api")
 
     async def _session(self, visitor: Visitor, api: Api, sender: EventSender) -> None:
         user, interval_s, requests = visitor.user, self._settings.page_interval_s, 0
@@ -112,7 +118,7 @@ class Crowd:
                 clicks_by_arm.setdefault(shown.arm, []).append(sum(clicks))
                 self.counts.clicks[shown.arm] += sum(clicks)
                 self._send_clicks(visitor, shown, clicks, sender)
-            await self._pause(interval_s * self._random.uniform(0.75, 1.25))
+            await self._pause(interval_s * visitor.random.uniform(0.75, 1.25))
         if last is not None:
             self._send_feedback(visitor, last, "", LEAVE, _now_ms(), sender)
         for arm_name, clicks_a_page in clicks_by_arm.items():
@@ -173,10 +179,11 @@ class Crowd:
         """Feedback on a page that was logged, with the mishaps that the settings ask for."""
         if not shown.logged:
             return
-        settings, random, user_id = self._settings, self._random, visitor.user.user_id
+        settings, random, user_id = self._settings, visitor.random, visitor.user.user_id
         event_id = f"{shown.request_id}-{kind}-{item}"
         feedback = Feedback(event_id=event_id, request_id=shown.request_id, user_id=user_id, item_id=item, ts_ms=ts_ms, kind=kind)
-        due_ms = ts_ms + (random.exponential(settings.late_mean_ms) if random.random() < settings.late_share else 0.0)
+        is_late = kind != LEAVE and random.random() < settings.late_share  # a lost `leave` would keep its session open to the end
+        due_ms = ts_ms + (random.exponential(settings.late_mean_ms) if is_late else 0.0)
         copies = 2 if random.random() < settings.duplicate_share else 1
         for _ in range(copies):
             sender.send(visitor.way, Event(FEEDBACK, user_id, encode_feedback(feedback)), due_ms)

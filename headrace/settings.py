@@ -14,7 +14,7 @@ DEFAULT_CONFIG = "headrace.toml"
 
 
 class ConfigError(ValueError):
-    """A setting that cannot be used. Its text is one line: the setting, the value, what is allowed."""
+    """Something that a person must put right. Its text is one line: what is wrong, and what is allowed or to be done."""
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

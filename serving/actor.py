@@ -9,6 +9,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from headrace.policy_settings import PolicySettings
+from headrace.settings import ConfigError
 from schemas.codec import UNREADABLE
 from schemas.features import FeatureSpec, StateColumns
 from schemas.policy import Candidate
@@ -23,7 +24,7 @@ _decode_candidate = msgspec.json.Decoder(Candidate).decode
 Floats = npt.NDArray[np.float64]
 
 
-class ActorError(ValueError):
+class ActorError(ConfigError):
     """A version that cannot be served. `reason` is a counter's label."""
 
     def __init__(self, reason: str, detail: str) -> None:

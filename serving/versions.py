@@ -21,6 +21,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
+from headrace.settings import ConfigError
 from schemas.codec import UNREADABLE
 from schemas.policy import Candidate, Lineage, PolicyVersion
 from serving.actor import ActorError, read_candidate
@@ -29,7 +30,7 @@ from serving.gate import Standing, version_number
 Reason = Literal["promoted", "rolled_back", "pinned"]
 
 
-class StoreError(ValueError):
+class StoreError(ConfigError):
     """The model store cannot do what it was asked for; one line that says why."""
 
 

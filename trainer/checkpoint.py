@@ -17,13 +17,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from headrace.settings import ConfigError
+
 MANIFEST = "manifest.json"
 PROGRESS, LEARNER, COLUMNS = "progress.json", "learner.pt", "columns.npz"
 FILES = {PROGRESS, LEARNER, COLUMNS}
 KEPT = 2
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(ConfigError):
     """A checkpoint or candidate that cannot be written or used. Its text is one line that says what to do."""
 
 

@@ -118,7 +118,7 @@ def _zscore(graph: _Graph, learner: DDPG) -> str:
 def _sequence(graph: _Graph, ids: str, block: SequenceBlock) -> str:
     matrix = graph.node("Gather", graph.constant(block.table.weight), ids, axis=0)
     maps = graph.node("Transpose", matrix, perm=[0, 2, 1])
-    weight_CDK = block.convolution.weight.reshape(block.convolution.out_features, -1, block.kernel)
+    weight_CDK = block.convolution.weight.reshape(block.convolution.out_features, block.kernel, -1).transpose(1, 2)
     weights = graph.constant(weight_CDK), graph.constant(block.convolution.bias)
     maps = graph.node("Relu", graph.node("Conv", maps, *weights, kernel_shape=[block.kernel], pads=list(block.pads)))
     is_padding = graph.node("Equal", ids, graph.constant(np.array(PADDING, np.int64)))

@@ -60,7 +60,7 @@ def embedding(buckets: int, dim: int, generator: torch.Generator) -> nn.Embeddin
 class SequenceBlock(nn.Module):
     """Recent ids -> intent: embedding matrix -> 1-D CNN -> maximum and mean over the positions that hold an id.
 
-    The CNN is written as a linear layer over windows of K ids (weight [C, D * K]): at these sizes that is several times faster than
+    The CNN is written as a linear layer over windows of K ids (weight [C, K * D]): at these sizes that is several times faster than
     torch's convolution on a CPU.
     """
 
@@ -77,8 +77,10 @@ class SequenceBlock(nn.Module):
 
     def forward(self, ids_BT: Tensor) -> Tensor:
         """[B, 2C]; zero where a sequence is empty. The CNN's output is not negative, so 0 at padding never wins the maximum."""
-        windows_BTDK = nn.functional.pad(self.table(ids_BT), (0, 0, *self.pads)).unfold(1, self.kernel, 1)
-        maps_BTC = torch.relu(self.convolution(windows_BTDK.flatten(2)))
+        matrix_BTD = nn.functional.pad(self.table(ids_BT), (0, 0, *self.pads))
+        length = ids_BT.shape[1]
+        windows_BTKD = torch.cat([matrix_BTD[:, place : place + length] for place in range(self.kernel)], dim=2)
+        maps_BTC = torch.relu(self.convolution(windows_BTKD))
         held_BT1 = (ids_BT != PADDING).to(maps_BTC.dtype).unsqueeze(2)
         maps_BTC = maps_BTC * held_BT1
         return torch.cat([maps_BTC.amax(1), maps_BTC.sum(1) / held_BT1.sum(1).clamp(min=1.0)], dim=1)

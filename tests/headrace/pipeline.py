@@ -64,9 +64,7 @@ def _exposure(partition: int, request_id: str, user_id: str, ts_ms: int, items: 
 
 
 def _feedback(partition: int, request_id: str, user_id: str, ts_ms: int, item: str, kind: str) -> tuple[int, Event]:
-    event = Feedback(
-        event_id=f"{request_id}-{item}-{kind}", request_id=request_id, user_id=user_id, item_id=item, ts_ms=ts_ms, kind=kind
-    )
+    event = Feedback(event_id=f"{request_id}-{item}-{kind}", request_id=request_id, user_id=user_id, item_id=item, ts_ms=ts_ms, kind=kind)
     return partition, Event(ts_ms, FEEDBACK, encode_feedback(event))
 
 
