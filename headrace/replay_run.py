@@ -26,7 +26,6 @@ from schemas.dead_letter import DeadLetter
 from schemas.exposure import BASELINE
 from schemas.policy import Lineage
 from schemas.topics import EXPOSURES, FEEDBACK, SAMPLES, TRANSITIONS
-from trainer.checkpoint import CheckpointError
 from trainer.export import CANDIDATE_FILE
 from trainer.settings import TrainerSettings
 from trainer.worker import Worker
@@ -147,11 +146,8 @@ class ReplayRun:
     def _write_policy(self) -> Judged | None:
         """The policy's files: the actor and its candidate.json, unless too little was learned, and the checkpoint."""
         policy = self._folder / replay_folder.POLICY
-        try:
-            candidate_folder = self._worker.write_candidate(self._now_ms)
-            checkpoint_folder = self._worker.checkpoint(self._now_ms)
-        except CheckpointError as error:
-            raise ConfigError(str(error)) from error
+        candidate_folder = self._worker.write_candidate(self._now_ms)
+        checkpoint_folder = self._worker.checkpoint(self._now_ms)
         checkpoint_folder.rename(policy / "checkpoint")
         if candidate_folder is not None:
             for file in candidate_folder.iterdir():

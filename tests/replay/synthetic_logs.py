@@ -41,7 +41,7 @@ def kuairand_rows(pages: int, seed: int = 0) -> list[dict[str, Any]]:
                 is_click=clicked,
                 is_like=int(rng.random() < 0.1),
                 long_view=int(rng.random() < 0.3),
-                play_time_ms=int(rng.integers(1, 60_000)),
+                play_time_ms=int(rng.integers(1, 60_000)) if rng.random() < 0.8 else 0,
                 duration_ms=30_000,
                 tab=int(rng.integers(3)),
             )

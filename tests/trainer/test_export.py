@@ -62,7 +62,8 @@ def test_the_exported_actor_gives_the_trainer_s_actions(name: str, kernel: int) 
     states = random_states(SPECS[name], 300, seed=11)
     actions = run(actor_onnx(learner), states)
     assert actions.dtype == np.float32
-    np.testing.assert_allclose(actions, learner.act(states), atol=1e-5)
+    half_range = (np.array(ACTION.high) - np.array(ACTION.low)) / 2
+    np.testing.assert_allclose(actions / half_range, learner.act(states) / half_range, rtol=0, atol=1e-5)
     assert actions.std(axis=0).min() > 0.01  # not one constant action that any graph would give
     assert (actions >= np.array(ACTION.low, np.float32)).all()
     assert (actions <= np.array(ACTION.high, np.float32)).all()
@@ -71,7 +72,7 @@ def test_the_exported_actor_gives_the_trainer_s_actions(name: str, kernel: int) 
 def test_before_the_warm_up_is_over_the_graph_takes_features_as_they_are() -> None:
     learner = randomised(SPECS["dense only"], rows=5)
     states = random_states(SPECS["dense only"], 50, seed=2)
-    np.testing.assert_allclose(run(actor_onnx(learner), states), learner.act(states), atol=1e-5)
+    np.testing.assert_allclose(run(actor_onnx(learner), states), learner.act(states), rtol=0, atol=1e-4)
 
 
 def test_an_untrained_actor_gives_exactly_the_baseline() -> None:
