@@ -2,8 +2,8 @@
 
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -31,13 +31,7 @@ def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def _docker_answers() -> bool:
-    if shutil.which("docker") is None and not Path("/var/run/docker.sock").exists():
+    if shutil.which("docker") is None:
         return False
-    import docker
-    from docker.errors import DockerException
-
-    try:
-        docker.from_env().ping()
-    except DockerException:
-        return False
-    return True
+    asked = subprocess.run(["docker", "version", "--format", "{{.Server.Version}}"], capture_output=True, check=False, timeout=20)
+    return asked.returncode == 0

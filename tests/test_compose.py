@@ -131,7 +131,7 @@ def gauges_of_steps() -> Iterator[str]:
         if isinstance(node, ast.FunctionDef) and node.name in ("_learn_critic", "_learn_actor"):
             yield from keys_of_dicts(node)
     for node in ast.walk(ast.parse((ROOT / "headrace/stage.py").read_text())):
-        if isinstance(node, ast.FunctionDef) and node.name == "looks":
+        if isinstance(node, ast.FunctionDef) and node.name == "_lag":
             yield from keys_of_dicts(node)
 
 

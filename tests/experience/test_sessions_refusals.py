@@ -43,7 +43,7 @@ MALFORMED = [
     (
         "a watermark that is no number",
         _with_metadata(schema="samples", version="1", kinds="click,pay", watermark_ms="soon"),
-        "not a record batch of samples: ValueError",
+        "not a record batch of samples: invalid literal for int()",
     ),
     ("kinds that are not the columns'", _with_metadata(schema="samples", version="1", kinds="like", watermark_ms="0"), "kinds like"),
     ("a column is missing", _without("ts_ms"), "columns are not those of samples"),
