@@ -107,7 +107,9 @@ class StreamSettings(Section):
     partitions: int = Field(4, ge=1, le=1024, description="partitions of every topic; cannot change while data is in flight")
     replication_factor: int = Field(1, ge=1, le=7)
     state_dir: Path = Field(Path("var/state"), description="local state, one folder a stage")
-    session_timeout_s: float = Field(6.0, gt=1, description="a worker that is silent for so long loses its partitions")
+    session_timeout_s: float = Field(
+        6.0, gt=1, description="a worker that is silent for so long loses its partitions; Kafka's default limits allow 6 s to 30 min"
+    )
     heartbeat_interval_s: float = Field(1.0, gt=0)
     fetch_max_bytes: int = Field(1 << 20, ge=1 << 12, description="largest fetch of one partition")
     web_host: str = Field("127.0.0.1", min_length=1, description="address that a worker's pages (/metrics and Faust's own) listen on")

@@ -28,7 +28,6 @@ SETTINGS = {
     "HEADRACE_JOINER_JOIN_WINDOW_MS": str(WINDOW_MS),
     "HEADRACE_JOINER_IDLE_S": "60",
     "HEADRACE_EXPERIENCE_SESSION_GAP_MS": str(GAP_MS),
-    "HEADRACE_STREAM_SESSION_TIMEOUT_S": "3",
     "HEADRACE_STREAM_HEARTBEAT_INTERVAL_S": "0.5",
 }
 
@@ -83,7 +82,7 @@ def produce(broker: str, events: Sequence[tuple[int, Event]], seconds: float = 0
 class Worker:
     """One worker process, which can be killed and started again on the same state."""
 
-    def __init__(self, service: str, broker: str, state_dir: Path, group: str, log_dir: Path) -> None:
+    def __init__(self, service: str, broker: str, state_dir: Path, group: str, log_dir: Path, session_timeout_s: float) -> None:
         self._command = [sys.executable, "-m", "headrace", "worker", service, "--web-port", str(free_port())]
         self._environment = {
             **os.environ,
@@ -91,6 +90,7 @@ class Worker:
             "HEADRACE_STREAM_BROKER": broker,
             "HEADRACE_STREAM_STATE_DIR": str(state_dir),
             "HEADRACE_STREAM_GROUP_PREFIX": group,
+            "HEADRACE_STREAM_SESSION_TIMEOUT_S": str(session_timeout_s),
         }
         self._log = log_dir / f"{service}.log"
         self.start()
@@ -109,8 +109,8 @@ class Worker:
 
 
 @contextmanager
-def workers(broker: str, folder: Path, group: str) -> Iterator[list[Worker]]:
-    running = [Worker(service, broker, folder / "state", group, folder) for service in ("joiner", "experience")]
+def workers(broker: str, folder: Path, group: str, session_timeout_s: float) -> Iterator[list[Worker]]:
+    running = [Worker(service, broker, folder / "state", group, folder, session_timeout_s) for service in ("joiner", "experience")]
     try:
         yield running
     finally:

@@ -36,13 +36,13 @@ def by_id(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def check_pipeline(broker: str, folder: Path, kills: int, seed: int) -> None:
+def check_pipeline(broker: str, folder: Path, kills: int, seed: int, session_timeout_s: float = 3.0) -> None:
     create_topics(StreamSettings(broker=broker))
     events = pipeline.log_of(PAGES, seed)
     expected = by_id(in_process(events))
     assert len(expected) == PAGES
 
-    with pipeline.workers(broker, folder, f"test-{seed}") as processes:
+    with pipeline.workers(broker, folder, f"test-{seed}", session_timeout_s) as processes:
         feeding = threading.Thread(target=pipeline.produce, args=(broker, events, 6.0 * kills))
         feeding.start()
         rng = random.Random(seed)
@@ -71,4 +71,5 @@ def test_workers_killed_under_load_give_the_transitions_of_an_undisturbed_run(tm
 
 @pytest.mark.kafka
 def test_a_real_kafka_gives_the_transitions_of_the_in_process_runner(kafka_broker: str, tmp_path: Path) -> None:
-    check_pipeline(kafka_broker, tmp_path, kills=2, seed=3)
+    # 6 s is the least that Kafka's default group.min.session.timeout.ms allows
+    check_pipeline(kafka_broker, tmp_path, kills=2, seed=3, session_timeout_s=6.0)
