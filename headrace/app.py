@@ -11,7 +11,7 @@ from headrace.stage import TICK_S, Stage
 from headrace.step import MakeStep
 from headrace.transport import BatchTopic
 
-WEB_PORTS = {"joiner": 6066, "experience": 6067, "trainer": 6068, "monitor": 6069, "controller": 6070}
+WEB_PORTS = {"joiner": 6066, "experience": 6067, "trainer": 6068, "monitor": 6069}
 """Where each worker's pages are, unless it is told otherwise."""
 
 

@@ -218,14 +218,15 @@ def versions_list(json_file: JsonFile = None) -> None:
     write_json(json_file, [row._asdict() for row in rows])
     if json_file == "-":
         return
-    table = Table("version", "status", box=None)
+    table = Table("status", box=None)
+    table.add_column("version", no_wrap=True)
     for name in ("learned from", "advantage", "of random actions", "reasons"):
         table.add_column(name, justify="left" if name == "reasons" else "right")
     for row in rows:
         advantage = "" if row.advantage is None else f"{row.advantage:.3f} ± {row.advantage_se or 0:.3f}"
         random = "" if row.random_advantage is None else f"{row.random_advantage:.3f}"
         learned = "" if row.transitions_learned is None else f"{row.transitions_learned:,}"
-        table.add_row(row.model_version, row.status, learned, advantage, random, row.reasons)
+        table.add_row(row.status, row.model_version, learned, advantage, random, row.reasons)
     Console().print(table if rows else "no versions yet")
 
 

@@ -3,7 +3,8 @@
 import json
 import os
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from types import NoneType, UnionType
+from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
@@ -102,11 +103,23 @@ def _default(field: FieldInfo) -> str:
 
 
 def _allowed(field: FieldInfo) -> str:
-    kind = getattr(field.annotation, "__name__", str(field.annotation)) if "[" not in str(field.annotation) else str(field.annotation)
     limits = [
         f"{symbol} {getattr(rule, name)}"
         for rule in field.metadata
         for name, symbol in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"), ("min_length", "length >="))
         if getattr(rule, name, None) is not None
     ]
-    return ", ".join([f"`{kind.replace('typing.', '')}`", *limits])
+    return ", ".join([f"`{_kind(field.annotation)}`", *limits])
+
+
+def _kind(kind: Any) -> str:
+    """A type as it is written, without the validators in it: they would be shown with their address in memory."""
+    inner = get_args(kind)
+    if get_origin(kind) is Annotated:
+        return _kind(inner[0])
+    if get_origin(kind) in (Union, UnionType):
+        return " | ".join(map(_kind, inner))
+    if get_origin(kind) is not None:
+        return f"{get_origin(kind).__name__}[{', '.join(map(_kind, inner))}]"
+    names: dict[Any, str] = {NoneType: "None", ...: "..."}
+    return names.get(kind) or str(getattr(kind, "__name__", repr(kind)))

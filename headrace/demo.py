@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -22,9 +22,12 @@ from headrace.demo_report import assemble, print_report, summarise
 from headrace.demo_view import StageRow, View
 from headrace.json_file import write_json
 from headrace.metrics import Page
+from headrace.policy_settings import PolicySettings
 from headrace.settings import CONFIG_VARIABLE, ConfigError, StreamSettings, load
 from headrace.step import Count
 from headrace.supervisor import Supervisor
+from serving.commands import open_store
+from serving.versions import Judgement
 
 WORKERS = ("joiner", "experience", "trainer", "monitor", "controller")
 READY_TIMEOUT_S = 90.0
@@ -171,11 +174,12 @@ def _look(loop: Loop, before: list[StageRow], report: dict[str, Any]) -> tuple[l
     """Every stage now; one that does not answer keeps its last figures."""
     pages = loop.pages()
     last = {row.stage: row for row in before}
-    rows = [_row(name, pages.get(name), last.get(name), loop.restarts[name]) for name in ("users", "serving", *WORKERS)]
+    judgements = open_store(load(PolicySettings)).judgements()
+    rows = [_row(name, pages.get(name), last.get(name), loop.restarts[name], judgements) for name in ("users", "serving", *WORKERS)]
     return rows, loop.report() or report
 
 
-def _row(name: str, page: Page | None, last: StageRow | None, restarts: int) -> StageRow:
+def _row(name: str, page: Page | None, last: StageRow | None, restarts: int, judgements: Sequence[Judgement]) -> StageRow:
     if page is None:
         return last._replace(up=False, restarts=restarts) if last else StageRow(name, False, 0, 0, 0, None, restarts)
     match name:
@@ -186,9 +190,13 @@ def _row(name: str, page: Page | None, last: StageRow | None, restarts: int) -> 
             rows_in = page.total("headrace_serving_decisions_total")
             rows_out = page.total("headrace_serving_deliveries_total", outcome="delivered")
             rejected, lag_s = page.total("headrace_serving_events_rejected_total"), None
+        case "controller":
+            verdicts = [judgement.verdict for judgement in judgements]
+            rows_in, rows_out, rejected, lag_s = len(verdicts), verdicts.count("promoted"), verdicts.count("refused"), None
         case _:
             counts = page.counts(name)
             rows_in, rows_out, rejected = (_sum(counts, kind) for kind in ("in", "out", "rejected"))
+            rows_out = len(judgements) if name == "trainer" else rows_out
             lag_s = page.highest("headrace_lag_seconds", stage=name)
     return StageRow(name, True, int(rows_in), int(rows_out), int(rejected), lag_s, restarts)
 

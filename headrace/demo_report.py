@@ -22,6 +22,8 @@ def assemble(
 ) -> dict[str, Any]:
     """The report. `loop_closed` is the monitor's word: a version learned from this run, served, and was learned from again."""
     stages = {row.stage: {"in": row.rows_in, "out": row.rows_out, "rejected": row.rejected} for row in rows}
+    if "pages" in users:  # their page is gone when they have left: what they wrote last is newer than the last scrape
+        stages["users"] |= {"in": users["pages"], "out": sum(users["feedback"].values())}
     for stage, seen in monitored.get("stages", {}).items():
         if stage in stages and seen.get("rejected"):
             stages[stage]["rejected_by_reason"] = seen["rejected"]

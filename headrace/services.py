@@ -5,12 +5,13 @@ from headrace.app import WEB_PORTS
 from headrace.policy_settings import PolicySettings
 from headrace.settings import StreamSettings, load
 from headrace.worker import configure_logging, run
+from serving.controller_settings import ControllerSettings
 
 
 def run_service(service: str, web_port: int | None, log_level: str) -> None:
     """Run a worker. Raises ConfigError where a setting, the port or the broker is wrong."""
     stream = load(StreamSettings)
-    port = web_port or WEB_PORTS[service]
+    port = web_port or WEB_PORTS.get(service) or load(ControllerSettings).metrics_port
     broker.require_free_port(port, "--web-port")
     broker.require(stream.broker, timeout_s=30.0)
     broker.create_topics(stream)
@@ -37,7 +38,6 @@ def run_service(service: str, web_port: int | None, log_level: str) -> None:
             run(monitor.create(stream, load(MonitorSettings), port), log_level)
         case "controller":
             from serving.controller_server import run as run_controller
-            from serving.controller_settings import ControllerSettings
 
             configure_logging(log_level)
             run_controller(load(ControllerSettings, metrics_port=port), load(PolicySettings), stream)

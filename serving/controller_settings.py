@@ -12,7 +12,7 @@ class ControllerSettings(Section):
 
     poll_interval_s: float = Field(1.0, gt=0, description="how often the model store is looked at")
     metrics_host: str = Field("127.0.0.1", min_length=1)
-    metrics_port: int = Field(8081, ge=0, le=65535, description="Prometheus page of the controller; 0 takes a free port")
+    metrics_port: int = Field(6070, ge=0, le=65535, description="Prometheus page of the controller; 0 takes a free port")
     min_transitions: int = Field(200, ge=0, description="a candidate that learned from fewer is refused")
     confidence_z: float = Field(1.64, ge=0, description="standard errors that the policy's advantage must stay above the random bound")
     probe_rows: int = Field(64, ge=1, le=10_000, description="generated states on which a candidate's actions are looked at")
