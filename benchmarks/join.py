@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
+from rich.console import Console
+from rich.table import Table
 
 from headrace.step import Record
 from joiner.join import PartitionJoin
@@ -272,3 +274,18 @@ def main(events: int = 300_000, rounds: int = 3) -> dict[str, Any]:
             if any(report[case][name]["faults"].values()):
                 raise ValueError(f"{name} joined {case} wrongly: {report[case][name]['faults']}")
     return report
+
+
+def show(report: dict[str, Any]) -> None:
+    """The report as a table on standard error."""
+    table = Table("case", title=report["scope"], title_justify="left")
+    for name in ("join", "events/s (median)", "CPU s per 100k", "peak memory MiB", "ratio to the floor", "of CPU"):
+        table.add_column(name, justify="left" if name == "join" else "right")
+    for case in ("one_item_pages", "ten_item_pages"):
+        measured = report[case]
+        for name in ("headrace", "floor"):
+            run = measured[name]
+            ratios = (f"{measured['speed_ratio']:.2f}", f"{measured['cpu_ratio']:.2f}") if name == "headrace" else ("1", "1")
+            figures = (f"{run['events_per_s']:,}", f"{run['cpu_s_per_100k_events']:.2f}", f"{run['peak_rss_growth_mib']:.0f}")
+            table.add_row(case.replace("_", " "), name, *figures, *ratios)
+    Console(stderr=True).print(table)

@@ -284,8 +284,11 @@ def bench_joiner(
 ) -> None:
     """The event-time join in memory, beside a bare orjson + dict loop."""
     from benchmarks.join import main as bench
+    from benchmarks.join import show
 
-    write_json(json_file, bench(events=events, rounds=rounds))
+    report = bench(events=events, rounds=rounds)
+    show(report)
+    write_json(json_file, report)
 
 
 def main() -> None:
