@@ -12,7 +12,7 @@ among the pages that wait, or before them; it is a session of its own where even
 import heapq
 from bisect import insort
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice, zip_longest
 
 import msgspec
@@ -38,11 +38,15 @@ MAX_REWARD = 1e38
 
 
 class Session(msgspec.Struct, array_like=True):
-    """A user's open session: `step` pages of it have left, `pages` wait, oldest first. `session_id` is its first page's request."""
+    """A user's open session: `step` pages of it have left, `pages` wait, oldest first. `session_id` is its first page's request.
+
+    `first_offset` is where that page lies, once it has left: whoever rebuilds the session must read from there to number it alike.
+    """
 
     pages: list[Page]
     session_id: str = ""
     step: int = 0
+    first_offset: int = 0
 
 
 class Clock(msgspec.Struct, array_like=True):
@@ -105,8 +109,9 @@ class PartitionSessions:
         # A heap of (ts_ms of the oldest waiting page, user), one or more a session; outdated ones are too old, never too young.
         self._oldest = [(session.pages[0].ts_ms, user_id) for user_id, session in self._sessions.items()]
         heapq.heapify(self._oldest)
-        # How many pages wait, by the offset of their samples message; offsets only grow, so the first key is the smallest.
-        self._held = Counter(sorted(page.offset for session in self._sessions.values() for page in session.pages))
+        # How many pages wait, or began a session still open, by the offset of their samples message; offsets only grow, so the first
+        # key is the smallest.
+        self._held = Counter(sorted(offset for session in self._sessions.values() for offset in _offsets(session)))
 
     def apply(self, topic: str, records: Sequence[Record], now_ms: int) -> Outcome:
         if topic != SAMPLES:
@@ -129,9 +134,9 @@ class PartitionSessions:
         self._release(outcome, touched, instances)
         return outcome
 
-    def tick(self, now_ms: int) -> Outcome:
+    def tick(self, now_ms: int, unread: Collection[str] = ()) -> Outcome:
         outcome = Outcome()
-        if self._last_arrival_ms is None:
+        if self._last_arrival_ms is None or SAMPLES in unread:
             self._last_arrival_ms = now_ms
         silent_ms = now_ms - self._last_arrival_ms
         if self._clock.next_offset and silent_ms >= self._settings.idle_s * 1000:
@@ -196,7 +201,12 @@ class PartitionSessions:
             settled = settle(session, self._watermark_ms, self._settings.session_gap_ms, self._settings.max_session_pages)
             instances += settled
             for instance in settled:
-                self._let_go(instance.page.offset)
+                if instance.step == 0:
+                    session.first_offset = instance.page.offset
+                else:
+                    self._let_go(instance.page.offset)
+                if instance.done:
+                    self._let_go(session.first_offset)
             if settled or user_id in touched:
                 outcome.changes.append((USER + user_id.encode(), _encode(session) if session.pages else None))
             self._file(user_id, session, lost_its_place=user_id in expired)
@@ -265,6 +275,11 @@ class PartitionSessions:
                 ts_ms=now_ms,
             )
         )
+
+
+def _offsets(session: Session) -> list[int]:
+    """Where the pages lie that an open session needs: those that wait, and its first one."""
+    return [page.offset for page in session.pages] + ([session.first_offset] if session.step else [])
 
 
 def _waits(session: Session) -> bool:

@@ -1,5 +1,6 @@
 """Makes the Faust application of a service, and binds a stage to it."""
 
+from functools import partial
 from typing import Any
 
 import faust
@@ -7,11 +8,12 @@ import faust
 from headrace.metrics import StageMetrics
 from headrace.producer import StreamProducer
 from headrace.settings import StreamSettings
-from headrace.stage import TICK_S, Stage
+from headrace.stage import STALL_LOOKS, TICK_S, Stage
 from headrace.step import MakeStep
+from headrace.topic_ids import topic_ids
 from headrace.transport import BatchTopic
 
-WEB_PORTS = {"joiner": 6066, "experience": 6067, "trainer": 6068, "monitor": 6069}
+WEB_PORTS = {"joiner": 6066, "experience": 6067, "trainer": 6068, "monitor": 6069, "controller": 6070}
 """Where each worker's pages are, unless it is told otherwise."""
 
 
@@ -28,6 +30,7 @@ def create_app(name: str, settings: StreamSettings, web_port: int) -> faust.App:
         topic_allow_declare=False,
         topic_disable_leader=True,
         web_host=settings.web_host,
+        web_bind=settings.web_host,
         web_port=web_port,
         stream_buffer_maxsize=16,
         stream_wait_empty=False,
@@ -45,19 +48,23 @@ def create_app(name: str, settings: StreamSettings, web_port: int) -> faust.App:
 def add_stage(app: faust.App, name: str, settings: StreamSettings, make_step: MakeStep) -> Stage:
     """A stage whose partitions follow the application's assignment; its agents hand it their batches."""
     producer = StreamProducer(settings.broker)
-    stage = Stage(name, settings.state_dir, make_step, producer, lambda: app.consumer)
+    stage = Stage(name, settings.state_dir, make_step, producer, lambda: app.consumer, partial(topic_ids, settings.broker))
     app.transport.positions = stage.positions
 
     @app.timer(interval=TICK_S, name=f"{name}.tick")
     async def _tick() -> None:
         await stage.on_tick()
 
+    @app.timer(interval=settings.stall_timeout_s / STALL_LOOKS, name=f"{name}.watch")
+    async def _watch() -> None:
+        await stage.on_watch()
+
     add_metrics_page(app, stage.metrics)
 
     @app.on_before_shutdown.connect
     async def _stop(*_: Any, **__: Any) -> None:
+        await stage.stop()
         await producer.stop()
-        stage.close()
 
     return stage
 

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
-from confluent_kafka.cimpl import NewTopic
+from kafka import KafkaAdminClient
+from kafka.errors import TopicAlreadyExistsError
 
+from headrace.orphans import end_with_parent
 from headrace.settings import ConfigError, StreamSettings
 from schemas.topics import MAX_EVENT_BYTES, TOPICS
 
@@ -29,12 +31,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def require_free_port(port: int, setting: str) -> None:
+def require_free_port(port: int, setting: str, host: str = "127.0.0.1") -> None:
     """Raise ConfigError where something listens on the port already."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((host, port))
         except OSError as error:
             raise ConfigError(f"port {port} is taken: stop what listens there, or choose another one with {setting}") from error
 
@@ -54,6 +56,7 @@ class LocalBroker:
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **(environment or {})},
                 start_new_session=True,
+                preexec_fn=end_with_parent,  # noqa: PLW1509 - called before threads start
             )
 
     @property
@@ -203,31 +206,48 @@ def running(kind: str, folder: Path, port: int | None = None) -> Iterator[LocalB
         broker.stop()
 
 
+@contextmanager
+def _administration(address: str) -> Iterator[KafkaAdminClient]:
+    client = KafkaAdminClient(bootstrap_servers=address.split(","), request_timeout_ms=10_000)
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def partition_counts(address: str) -> dict[str, int]:
+    """How many partitions each topic on the broker has."""
+    with _administration(address) as client:
+        return {topic["name"]: len(topic["partitions"]) for topic in client.describe_topics()}
+
+
 def create_topics(settings: StreamSettings) -> list[str]:
-    """Create what is missing of the topic table and return its names.
+    """Create what is missing of the topic table and return the names; several workers may do so at once.
 
     Raises ConfigError where a topic stands with another partition count: the join relies on equal ones.
     """
-    admin = _admin(settings.broker)
-    standing = admin.list_topics(timeout=10).topics
+    standing = partition_counts(settings.broker)
     wrong = [
-        f"{t.name} has {len(standing[t.name].partitions)}"
-        for t in TOPICS
-        if t.name in standing and len(standing[t.name].partitions) != settings.partitions
+        f"{topic.name} has {standing[topic.name]}"
+        for topic in TOPICS
+        if standing.get(topic.name, settings.partitions) != settings.partitions
     ]
     if wrong:
         raise ConfigError(f"setting stream.partitions = {settings.partitions}: but {', '.join(wrong)}; topics need equal partition counts")
-    missing = [
-        NewTopic(
-            topic.name,
-            num_partitions=settings.partitions,
-            replication_factor=settings.replication_factor,
-            config={"cleanup.policy": "compact" if topic.compacted else "delete", "max.message.bytes": str(MAX_EVENT_BYTES)},
-        )
+    missing = {
+        topic.name: {
+            "num_partitions": settings.partitions,
+            "replication_factor": settings.replication_factor,
+            "configs": {"cleanup.policy": "compact" if topic.compacted else "delete", "max.message.bytes": str(MAX_EVENT_BYTES)},
+        }
         for topic in TOPICS
         if topic.name not in standing
-    ]
-    if missing:
-        for future in admin.create_topics(missing, request_timeout=20).values():
-            future.result()
-    return [topic.topic for topic in missing]
+    }
+    if not missing:
+        return []
+    with _administration(settings.broker) as client:
+        created = client.create_topics(missing, timeout_ms=20_000, raise_errors=False)
+    for topic in created["topics"]:
+        if topic["error_code"] not in (0, TopicAlreadyExistsError.errno):
+            raise ConfigError(f"cannot create topic {topic['name']} at {settings.broker}: {topic['error_message'] or topic['error_code']}")
+    return list(missing)

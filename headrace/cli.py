@@ -1,5 +1,6 @@
 """The command line. Each command imports what it needs when it runs: `headrace --help` stays quick."""
 
+import errno
 import os
 import signal
 import sys
@@ -21,7 +22,10 @@ BrokerKind = Annotated[
     str, typer.Option("--broker", help="embedded, kafka (the distribution in KAFKA_HOME), or HOST:PORT of one that runs")
 ]
 JsonFile = Annotated[str | None, typer.Option("--json", metavar="FILE", help="write the report as JSON; - for standard output")]
-LogLevel = Annotated[str, typer.Option("--log-level", help="DEBUG, INFO, WARNING or ERROR")]
+LogLevel = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], typer.Option("--log-level")]
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST)
+"""What a folder or a disk answers that is full, or not ours to write to. (A reader of our output that went is Typer's: exit code 1.)"""
 
 app = typer.Typer(
     name="headrace",
@@ -64,7 +68,7 @@ def broker_command(
         created = brokers.create_topics(load(StreamSettings, broker=running.address))
         typer.echo(f"{kind} broker at {running.address}, topics {', '.join(created)}, log {running.log_file}", err=True)
         stop = threading.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: stop.set())
         while not stop.wait(0.5):
             if not running.alive():
@@ -113,6 +117,7 @@ def simulate(
     json_file: JsonFile = None,
 ) -> None:
     """Send simulated users to a running system: they ask the API for pages, click, and send exposures and feedback."""
+    from headrace import broker as brokers
     from headrace.simulate import simulate as run_users
     from headrace.simulate_settings import SimulateSettings
     from joiner.settings import JoinerSettings
@@ -120,8 +125,10 @@ def simulate(
     settings = load(SimulateSettings, **({} if api is None else {"api": api}))
     limit = load(JoinerSettings).max_event_bytes
     broker = load(StreamSettings).broker
+    brokers.require(broker)
     counts = run_users(settings, broker=broker, minutes=minutes, seed=seed, metrics_port=metrics_port, max_event_bytes=limit)
     write_json(json_file, counts)
+    raise typer.Exit(0 if counts["pages"] else 1)
 
 
 @app.command()
@@ -292,12 +299,17 @@ def bench_joiner(
 
 
 def main() -> None:
-    """Run the command line: a wrong setting is one line and exit code 2."""
+    """Run the command line: a wrong setting, and a disk or folder that refuses, is one line and exit code 2."""
     try:
         app()
     except ConfigError as error:
         typer.secho(f"headrace: {error}", err=True, fg=typer.colors.RED)
         sys.exit(2)
-    except BrokenPipeError:  # the reader of our output has gone: `headrace tap ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        place = "standard output" if error.filename is None else error.filename
+        typer.secho(
+            f"headrace: cannot write to {place}: {error.strerror}; free space there, or name another place", err=True, fg=typer.colors.RED
+        )
+        os._exit(2)  # without the flush at exit, which would fail once more

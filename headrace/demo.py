@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from headrace import broker, scrape
+from headrace.config import effective
 from headrace.demo_report import assemble, print_report, summarise
 from headrace.demo_view import StageRow, View
 from headrace.json_file import write_json
@@ -30,6 +31,9 @@ from serving.commands import open_store
 from serving.versions import Judgement
 
 WORKERS = ("joiner", "experience", "trainer", "monitor", "controller")
+IN_MEMORY = ("users", "serving")
+"""What keeps its counts in memory only; the others' are durable."""
+OWN_BROKERS = ("embedded", "kafka")
 READY_TIMEOUT_S = 90.0
 DRAIN_TIMEOUT_S = 60.0
 QUIET_S = 4.0
@@ -49,6 +53,8 @@ class Loop:
         self.users_counts: Counter[str] = Counter()
         self.killed: list[str] = []
         self.restarts: Counter[str] = Counter()
+        self._counted: dict[str, tuple[int, ...]] = {}
+        self._before_restart: dict[str, tuple[int, ...]] = {}
 
     def start_services(self) -> None:
         """Start the workers, the controller and the API."""
@@ -79,6 +85,16 @@ class Loop:
         """The monitor's report; empty while it does not answer."""
         return scrape.page(self.ports["monitor"], "/report") or {}
 
+    def whole_run(self, row: StageRow) -> StageRow:
+        """The row of a process that counts in memory: one that was started again has lost what it had counted, up to the last look."""
+        now = row.rows_in, row.rows_out, row.rejected
+        last, lost = self._counted.get(row.stage, now), self._before_restart.get(row.stage, (0, 0, 0))
+        if any(count < before for count, before in zip(now, last, strict=True)):
+            lost = tuple(sum(counts) for counts in zip(lost, last, strict=True))
+        self._counted[row.stage], self._before_restart[row.stage] = now, lost
+        rows_in, rows_out, rejected = (sum(counts) for counts in zip(now, lost, strict=True))
+        return row._replace(rows_in=rows_in, rows_out=rows_out, rejected=rejected)
+
     def ready(self) -> str | None:
         """What is not ready yet; None when everything is."""
         pages = self.pages()
@@ -93,11 +109,16 @@ class Loop:
 
 
 class Interrupted:
-    """Turns Ctrl-C and SIGTERM into a flag for the length of a with block."""
+    """Turns Ctrl-C, SIGTERM and a closed terminal into a flag for the length of a with block. A second Ctrl-C is not waited for."""
 
     def __enter__(self) -> threading.Event:
         flag = threading.Event()
-        self._before = {number: signal.signal(number, lambda *_: flag.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def on_signal(*_: object) -> None:
+            flag.set()
+            signal.signal(signal.SIGINT, self._before[signal.SIGINT])
+
+        self._before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
         return flag
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -112,8 +133,9 @@ def run_demo(minutes: float, broker_name: str, seed: int, json_file: str | None,
     with ExitStack() as stack:
         interrupted = stack.enter_context(Interrupted())
         address = stack.enter_context(_broker(broker_name, folder))
-        environment = _environment(folder, address, seed)
+        environment = _environment(folder, broker_name, address, seed)
         os.environ.update(environment)
+        list(effective())  # a wrong setting is told here, in one line, and not by a worker that never gets ready
         broker.create_topics(load(StreamSettings))
         loop = Loop(folder, environment, seed)
         stack.callback(loop.supervisor.stop)
@@ -131,7 +153,8 @@ def _run(loop: Loop, view: View, minutes: float, interrupted: threading.Event) -
     loop.start_services()
     for missing in _until_ready(loop, interrupted):
         view.show([], {}, time.monotonic() - start_s, f"waiting for {missing}")
-    loop.start_users(minutes)
+    if not interrupted.is_set():
+        loop.start_users(minutes)
     deadline_s = time.monotonic() + 60 * minutes + READY_TIMEOUT_S
     rows: list[StageRow] = []
     report: dict[str, Any] = {}
@@ -176,7 +199,16 @@ def _look(loop: Loop, before: list[StageRow], report: dict[str, Any]) -> tuple[l
     last = {row.stage: row for row in before}
     judgements = open_store(load(PolicySettings)).judgements()
     rows = [_row(name, pages.get(name), last.get(name), loop.restarts[name], judgements) for name in ("users", "serving", *WORKERS)]
-    return rows, loop.report() or report
+    report = loop.report() or report
+    if "serving" in pages:
+        report = {**report, "served_version": _served_version(pages["serving"])}
+    return [loop.whole_run(row) if row.up and row.stage in IN_MEMORY else row for row in rows], report
+
+
+def _served_version(serving: Page) -> str:
+    """The version that serving answers with now; empty for the baseline."""
+    info = [sample for sample in serving.samples if sample.name == "headrace_serving_version_info" and sample.value == 1]
+    return info[0].labels["model_version"] if info else ""
 
 
 def _row(name: str, page: Page | None, last: StageRow | None, restarts: int, judgements: Sequence[Judgement]) -> StageRow:
@@ -207,7 +239,7 @@ def _sum(counts: Counter[Count], name: str) -> int:
 
 @contextmanager
 def _broker(name: str, folder: Path) -> Iterator[str]:
-    if name in ("embedded", "kafka"):
+    if name in OWN_BROKERS:
         with broker.running(name, folder) as running:
             yield running.address
         return
@@ -215,7 +247,7 @@ def _broker(name: str, folder: Path) -> Iterator[str]:
     yield name
 
 
-def _environment(folder: Path, address: str, seed: int) -> dict[str, str]:
+def _environment(folder: Path, broker_name: str, address: str, seed: int) -> dict[str, str]:
     """The demo's settings: its TOML file (or the user's own), and what this run decides."""
     environment = {
         "HEADRACE_STREAM_BROKER": address,
@@ -224,6 +256,8 @@ def _environment(folder: Path, address: str, seed: int) -> dict[str, str]:
         "HEADRACE_SERVING_SEED": str(seed),
         "HEADRACE_TRAINER_SEED": str(seed),
     }
+    if broker_name not in OWN_BROKERS:  # earlier demos may have announced versions there
+        environment["HEADRACE_POLICY_POLICY"] = folder.name
     if CONFIG_VARIABLE not in os.environ:
         environment[CONFIG_VARIABLE] = str(files("headrace") / "demo.toml")
     return environment

@@ -22,8 +22,8 @@ def assemble(
 ) -> dict[str, Any]:
     """The report. `loop_closed` is the monitor's word: a version learned from this run, served, and was learned from again."""
     stages = {row.stage: {"in": row.rows_in, "out": row.rows_out, "rejected": row.rejected} for row in rows}
-    if "pages" in users:  # their page is gone when they have left: what they wrote last is newer than the last scrape
-        stages["users"] |= {"in": users["pages"], "out": sum(users["feedback"].values())}
+    if users and not restarts["users"]:  # their page is gone when they have left: what they wrote last is newer than the last scrape
+        stages["users"] |= {"in": users["pages"], "out": sum(users["feedback"].values()), "rejected": sum(users["errors"].values())}
     for stage, seen in monitored.get("stages", {}).items():
         if stage in stages and seen.get("rejected"):
             stages[stage]["rejected_by_reason"] = seen["rejected"]
@@ -31,6 +31,7 @@ def assemble(
         "loop_closed": bool(monitored.get("loop_closed", False)),
         "stages": stages,
         "versions": monitored.get("versions", []),
+        "served_version": monitored.get("served_version", ""),
         "reward": monitored.get("reward", {}),
         "freshness_s": monitored.get("freshness_s", {"p50": None, "p95": None}),
         "join": monitored.get("join", {}),
@@ -78,8 +79,9 @@ def print_report(console: Console, report: Mapping[str, Any]) -> None:
         console.print(
             f"freshness (feedback -> first response that learned from it): p50 {fresh['p50']:.1f} s, p95 {fresh['p95']:.1f} s",
             highlight=False,
+            soft_wrap=True,
         )
     for name, count in report["restarts"].items():
         console.print(f"[yellow]{name} ended {count} time(s) and was started again")
     verdict = "[bold green]the loop closed" if report["loop_closed"] else "[bold red]the loop did not close"
-    console.print(f"{verdict}[/] after {report['seconds']:.0f} s; logs and models in {report['run']['folder']}")
+    console.print(f"{verdict}[/] after {report['seconds']:.0f} s; logs and models in {report['run']['folder']}", soft_wrap=True)

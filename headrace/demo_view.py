@@ -43,10 +43,6 @@ class View:
         if self._live:
             self._live.stop()
 
-    def say(self, text: str) -> None:
-        """Print one line above the view."""
-        self._console.print(text, highlight=False)
-
     def show(self, rows: Sequence[StageRow], report: Mapping[str, Any], elapsed_s: float, phase: str) -> None:
         """Draw what is known `elapsed_s` seconds after the start."""
         if self._live:
@@ -82,11 +78,9 @@ def policy_line(report: Mapping[str, Any]) -> str:
     """The policy in one line: version served, reward of each arm with its interval, freshness."""
     reward = report.get("reward", {})
     arms = "  ".join(f"{arm} {interval(reward[arm])}" for arm in ("baseline", "exploration", "policy") if reward.get(arm, {}).get("pages"))
-    versions = report.get("versions", [])
-    served = [version["model_version"] for version in versions if version.get("pages")]
     fresh = report.get("freshness_s", {})
     freshness = f"  freshness p50 {fresh['p50']:.1f} s" if fresh.get("p50") is not None else ""
-    return f"version {served[-1] if served else '(baseline)'}   reward a page: {arms or 'none yet'}{freshness}"
+    return f"version {report.get('served_version') or '(baseline)'}   reward a page: {arms or 'none yet'}{freshness}"
 
 
 def interval(arm: Mapping[str, Any]) -> str:

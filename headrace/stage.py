@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,6 +28,10 @@ from schemas.topics import DEAD_LETTERS
 log = logging.getLogger(__name__)
 
 TICK_S = 0.5
+FRESH_S = 5.0
+"""A topic is known to be read to its end for so long after the broker said so. A healthy consumer asks every 1.5 s (fetch_max_wait_ms)."""
+STALL_LOOKS = 4
+"""So many looks at a partition without any life in it, and the worker has stalled."""
 CRASH_EXIT_CODE = 70
 """EX_SOFTWARE: the supervisor (or Kubernetes) starts the worker again."""
 
@@ -43,21 +47,34 @@ def stop_at_once(error: BaseException) -> NoReturn:
 
 
 class Partition:
-    """One open partition: its durable rows, its step in memory, and how far behind it was at the last batch."""
+    """One open partition: its input topics, its durable rows, its step in memory, and how far behind it was at the last batch."""
 
-    def __init__(self, number: int, folder: Path, make_step: MakeStep) -> None:
+    def __init__(self, number: int, topics: Collection[str], folder: Path, make_step: MakeStep) -> None:
         self.number = number
+        self.topics = frozenset(topics)
         self.store = PartitionStore(folder)
         self._make_step = make_step
         self.step: PartitionStep = make_step(number, self.store.rows())
         self.lag_s = 0.0
         self.last_arrival_s: float | None = None
-        self.hole: dict[str, int] = {}
+        self.holes: dict[str, set[int]] = {}
+        self.life: dict[str, tuple[Any, int]] = {}
 
     def is_behind(self, committed: Mapping[str, int | None]) -> bool:
         """Whether another worker has carried this partition on since, or the machine lost its last writes."""
         stored = self.store.offsets
         return any(offset is not None and stored.get(topic, offset if not stored else -1) < offset for topic, offset in committed.items())
+
+    def belongs_to(self, topic_ids: Mapping[str, str]) -> None:
+        """Remember which logs the offsets count. Raises ConfigError where the stored ones count others."""
+        stored = self.store.topic_ids
+        for topic, topic_id in topic_ids.items():
+            if topic in self.store.offsets and stored.get(topic, topic_id) != topic_id:
+                raise ConfigError(
+                    f"the state in {self.store.folder} belongs to an earlier topic {topic} (it was created anew, or its broker lost it): "
+                    f"remove {self.store.folder.parent} to begin with the topics as they are"
+                )
+        stored.update(topic_ids)
 
     def start_anew(self) -> None:
         """Forget the state; it is rebuilt from the committed offsets."""
@@ -75,6 +92,7 @@ class Stage:
         make_step: MakeStep,
         producer: StreamProducer,
         consumer: Callable[[], BatchConsumer],
+        topic_ids: Callable[[Collection[str]], Mapping[str, str]],
         clock_s: Callable[[], float] = time.time,
     ) -> None:
         self.name = name
@@ -83,6 +101,7 @@ class Stage:
         self._make_step = make_step
         self._producer = producer
         self._consumer = consumer
+        self._topic_ids = topic_ids
         self._clock_s = clock_s
         self._lock = asyncio.Lock()
         self.metrics = StageMetrics(name, self.looks)
@@ -95,8 +114,9 @@ class Stage:
         for number in self.partitions.keys() - by_partition.keys():
             self.partitions.pop(number).store.close()
         try:
+            topic_ids = self._topic_ids({tp.topic for tp in committed}) if committed else {}
             for number, offsets in by_partition.items():
-                self._open(number, offsets)
+                self._open(number, offsets, topic_ids)
         except Exception as error:
             stop_at_once(error)
         return {
@@ -106,10 +126,11 @@ class Stage:
             if topic in partition.store.offsets
         }
 
-    def _open(self, number: int, committed: Mapping[str, int | None]) -> None:
+    def _open(self, number: int, committed: Mapping[str, int | None], topic_ids: Mapping[str, str]) -> None:
         if number not in self.partitions:
-            self.partitions[number] = Partition(number, self._folder / str(number), self._make_step)
+            self.partitions[number] = Partition(number, committed, self._folder / str(number), self._make_step)
         partition = self.partitions[number]
+        partition.belongs_to(topic_ids)
         if partition.is_behind(committed):
             log.warning(
                 "%s %d: stored offsets %s are behind the committed %s: rebuilding",
@@ -119,6 +140,9 @@ class Stage:
                 dict(committed),
             )
             partition.start_anew()
+            partition.belongs_to(topic_ids)
+        partition.holes.clear()
+        partition.life.clear()
         log.info("%s %d: opened at %s", self.name, number, partition.store.offsets or "the committed offsets")
 
     async def on_batch(self, event: Any) -> None:
@@ -146,17 +170,21 @@ class Stage:
                 stop_at_once(error)
 
     async def _is_hole(self, partition: Partition, tp: TP, batch: list[Any], covered: int) -> bool:
-        """Whether records are missing in front of this batch: then they are read again, once. A hole that stays is the topic's own.
+        """Whether records are missing in front of this batch: then they are read again. A hole that is there again is the topic's own.
 
         (Compaction, retention and transaction markers leave such holes. Anything else would be a record lost on its way here.)
         """
         first = batch[0].offset
-        if first <= covered or partition.hole.get(tp.topic) == first:
+        if first <= covered:
             return False
-        if tp.topic not in partition.hole:
+        seen = partition.holes.setdefault(tp.topic, set())
+        if first in seen:
+            log.warning("%s %s: the topic no longer has offsets %d to %d", self.name, tp, covered, first - 1)
+            return False
+        if not seen:
             log.warning("%s %s: expected offset %d, got %d: reading again", self.name, tp, covered, first)
-            partition.hole[tp.topic] = first
-            await self._consumer().seek(tp, covered)
+        seen.add(first)
+        await self._consumer().seek(tp, covered)
         return True
 
     async def on_tick(self) -> None:
@@ -164,9 +192,31 @@ class Stage:
         async with self._lock:
             try:
                 for partition in self.partitions.values():
-                    await self._carry_out(partition, partition.step.tick(int(self._clock_s() * 1000)), {})
+                    now_s = self._clock_s()
+                    unread = [topic for topic in partition.topics if not self._is_read_to_its_end(topic, partition, now_s)]
+                    await self._carry_out(partition, partition.step.tick(int(now_s * 1000), unread), {})
             except Exception as error:
                 stop_at_once(error)
+
+    def _is_read_to_its_end(self, topic: str, partition: Partition, now_s: float) -> bool:
+        at_s = self._consumer().caught_up_at_s(TP(topic, partition.number))
+        return at_s is not None and now_s - at_s < FRESH_S
+
+    async def on_watch(self) -> None:
+        """End the process where an assigned partition shows no life: nothing is applied, nor does the broker say that nothing waits.
+
+        It must not wait for a batch that hangs, so it looks without the lock.
+        """
+        assigned = self._consumer().assignment() if self.partitions else ()
+        for partition in self.partitions.values():
+            for topic in partition.topics:
+                tp = TP(topic, partition.number)
+                life = partition.store.offsets.get(topic), self._consumer().caught_up_at_s(tp)
+                last, looks = partition.life.get(topic, (None, 0))
+                looks = looks + 1 if life == last and tp in assigned else 0
+                partition.life[topic] = life, looks
+                if looks >= STALL_LOOKS:
+                    stop_at_once(ConfigError(f"{self.name} {topic} {partition.number}: the consumer stalled, or no broker answers it"))
 
     async def _carry_out(self, partition: Partition, outcome: Outcome, offsets: dict[str, int]) -> None:
         messages: list[tuple[str, bytes | None, bytes]] = [(output.topic, None, output.value) for output in outcome.outputs]
@@ -176,7 +226,7 @@ class Stage:
         if offsets or outcome.changes or outcome.counts:
             partition.store.write(outcome.changes, offsets, outcome.counts)
             for topic in offsets:
-                partition.hole.pop(topic, None)
+                partition.holes.pop(topic, None)
         for topic, offset in outcome.needed_from.items():
             self._consumer().commit_at(TP(topic, partition.number), offset)
 
@@ -199,6 +249,11 @@ class Stage:
         """How many records the broker has beyond those in the state (the embedded broker counts a batch as one record)."""
         ends = {topic: self._consumer().highwater(TP(topic, partition.number)) for topic in partition.store.offsets}
         return sum(max(0, end - partition.store.offsets[topic]) for topic, end in ends.items() if end is not None)
+
+    async def stop(self) -> None:
+        """Finish the batch in hand, then release the stores. What comes later is left to whoever owns the partitions next."""
+        async with self._lock:
+            self.close()
 
     def close(self) -> None:
         """Release the stores."""

@@ -1,7 +1,7 @@
 """What a stream stage is: per partition, a pure step from a batch of records to what must be sent, stored and committed."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -50,12 +50,13 @@ class PartitionStep(Protocol):
     """One partition of a stage: pure logic with its state in memory. It never looks at a clock, a disk or a network.
 
     A step is made from the rows that its earlier life stored, and from nothing else: making it again from them gives the same
-    step. `apply` gets the records of one topic in offset order, none of them twice; `tick` is called about twice a second.
+    step. `apply` gets the records of one topic in offset order, none of them twice; `tick` is called about twice a second, with the
+    topics that are not known to be read to their end: those are not silent, however long ago their last record came.
     """
 
     def apply(self, topic: str, records: Sequence[Record], now_ms: int) -> Outcome: ...
 
-    def tick(self, now_ms: int) -> Outcome: ...
+    def tick(self, now_ms: int, unread: Collection[str] = ()) -> Outcome: ...
 
     def gauges(self) -> Mapping[str, float]:
         """What the step looks like now: watermark_ms, open_pages and such, for /metrics."""

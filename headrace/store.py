@@ -19,6 +19,8 @@ class _Meta(msgspec.Struct):
     offsets: dict[str, int] = {}
     """Next offset of each input topic: everything below it is in the state."""
     counts: list[tuple[str, str, int]] = []
+    topic_ids: dict[str, str] = {}
+    """Which log of each input topic the offsets belong to."""
 
 
 class PartitionStore:
@@ -35,6 +37,7 @@ class PartitionStore:
         meta = msgspec.msgpack.decode(stored, type=_Meta) if stored else _Meta()
         self.offsets = meta.offsets
         self.counts = Counter({Count(name, label): n for name, label, n in meta.counts})
+        self.topic_ids = meta.topic_ids
 
     def rows(self) -> Iterator[tuple[bytes, bytes]]:
         """Every row, sorted by key."""
@@ -53,7 +56,7 @@ class PartitionStore:
                 batch.delete(key)
             else:
                 batch.put(key, value)
-        meta = _Meta(self.offsets, [(count.name, count.label, n) for count, n in self.counts.items()])
+        meta = _Meta(self.offsets, [(count.name, count.label, n) for count, n in self.counts.items()], self.topic_ids)
         batch.put(_META, msgspec.msgpack.encode(meta))
         try:
             self._db.write(batch)

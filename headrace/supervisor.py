@@ -1,6 +1,5 @@
 """Runs the services of one machine as child processes, and starts again what dies."""
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -10,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from headrace.orphans import end_with_parent
+
 STOP_TIMEOUT_S = 15.0
 BACKOFF_S = (0.2, 1.0, 2.0, 5.0)
 """Waits before the first, second, ... restart; a child that then lives for `STABLE_S` starts from the first again."""
 STABLE_S = 30.0
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 env=self._environment,
                 start_new_session=True,
-                preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - the supervisor has one thread
+                preexec_fn=end_with_parent,  # noqa: PLW1509 - the supervisor has one thread
             )
         child.started_s = time.monotonic()
 
@@ -75,8 +75,8 @@ class Supervisor:
             elif code is not None:
                 ended.append(child.name)
                 child.exit_codes.append(code)
-                child.failures = 0 if now_s - child.started_s > STABLE_S else child.failures + 1
-                child.start_at_s = now_s + BACKOFF_S[min(child.failures, len(BACKOFF_S) - 1)]
+                child.failures = 1 if now_s - child.started_s > STABLE_S else child.failures + 1
+                child.start_at_s = now_s + BACKOFF_S[min(child.failures, len(BACKOFF_S)) - 1]
                 child.process = None
         return ended
 
@@ -94,8 +94,3 @@ class Supervisor:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-
-
-def _end_with_parent() -> None:
-    """Ask the kernel to end this child with its supervisor, however that one dies."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

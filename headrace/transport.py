@@ -51,6 +51,19 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         """Commit this offset of the partition next. Where `positions` is set, nothing else is ever committed."""
         self._commit_at[tp] = offset
 
+    def caught_up_at_s(self, tp: TP) -> float | None:
+        """When the broker last said that it has no more of a partition than was delivered and acknowledged, in s since the epoch.
+
+        None while records wait, here or there, and before the first fetch.
+        """
+        subscription = self._thread._ensure_consumer()._subscription.subscription
+        fetched = subscription and subscription.assignment and subscription.assignment.state_value(tp)
+        if not fetched or fetched.highwater is None or fetched._position is None or fetched._position < fetched.highwater:
+            return None
+        if not all(message.acked for message in self._undone.get(tp, ())):
+            return None
+        return float(fetched.timestamp / 1000)
+
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, BatchMessage]]:
         """Yield one message a fetched partition. A batch that is not yielded is fetched again: flow stops only before a new seek."""
         records, active = await self._wait_next_records(timeout)

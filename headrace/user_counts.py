@@ -104,7 +104,7 @@ class UserCounts(Collector):
             "bad_events": dict(sorted(self.bad_events.items())),
             "duplicates": self.duplicates,
             "errors": dict(sorted(self.errors.items())),
-            "reward": {name: _arm(reward) for name, reward in sorted(self.rewards.items())},
+            "clicks_a_page": {name: _arm(reward) for name, reward in sorted(self.rewards.items())},
             "versions": dict(sorted(self.versions.items())),
             "seconds": round(seconds, 1),
             "pages_per_s": round(pages / seconds, 1) if seconds else 0.0,

@@ -9,14 +9,33 @@ import faust
 from headrace.settings import ConfigError
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+REPEAT_S = 30.0
+"""aiokafka says 70 lines a second while a broker is away: of each kind, one in so many seconds is written."""
+
+
+class OncePerKind(logging.Filter):
+    """Lets a message of aiokafka through unless one from the same place in its code came less than `REPEAT_S` ago."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._written_s: dict[tuple[str, int], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        place = record.pathname, record.lineno
+        if not record.name.startswith("aiokafka") or record.created - self._written_s.get(place, 0.0) >= REPEAT_S:
+            self._written_s[place] = record.created
+            return True
+        return False
 
 
 def configure_logging(level: str) -> None:
     """One line an event on standard error, in UTC. Faust's own chatter starts at WARNING unless `level` is DEBUG."""
     logging.Formatter.converter = time.gmtime
     logging.basicConfig(level=level, format=LOG_FORMAT, force=True)
+    for handler in logging.root.handlers:
+        handler.addFilter(OncePerKind())
     if level != "DEBUG":
-        for name in ("faust", "mode", "aiokafka", "aiohttp.access"):
+        for name in ("faust", "mode", "aiokafka", "aiohttp.access", "headrace.transport"):  # the last one: Faust's, under our name
             logging.getLogger(name).setLevel(logging.WARNING)
 
 
@@ -30,4 +49,5 @@ def run(app: faust.App, log_level: str) -> None:
             f"cannot write state in {app.conf.datadir}: {error.strerror}; set stream.state_dir to a folder of your own"
         ) from error
     worker = app.Worker(loglevel=log_level, redirect_stdouts=False, override_logging=False, quiet=True)
+    worker.spinner = None  # it would write cursor codes into the log
     worker.execute_from_commandline()

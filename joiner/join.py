@@ -15,7 +15,7 @@ Closed pages are remembered for one more window; feedback on them that comes sti
 come out however the topics are cut into batches and whichever is read first, wherever each topic is in event-time order.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from heapq import heappop, heappush
 from typing import TypeVar, cast
 
@@ -90,8 +90,9 @@ class PartitionJoin:
             self._next_offsets[topic] = records[-1].offset + 1
         return self._pass_time(refusals)
 
-    def tick(self, now_ms: int) -> Outcome:
-        """Let go what the passing of wall time closes: only where a topic is idle."""
+    def tick(self, now_ms: int, unread: Collection[str] = ()) -> Outcome:
+        """Let go what the passing of wall time closes: only where a topic is idle, and read to its end."""
+        self._watermark.tick(now_ms, unread)
         return self._pass_time(Refusals(Outcome(), self._partition, now_ms))
 
     def gauges(self) -> Mapping[str, float]:

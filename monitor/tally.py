@@ -6,7 +6,7 @@ Each topic's tally depends on that topic's records alone, so it does not matter 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache
 
 import msgspec
@@ -84,7 +84,7 @@ class PartitionTally:
         outcome.counts = +outcome.counts
         return outcome
 
-    def tick(self, now_ms: int) -> Outcome:
+    def tick(self, now_ms: int, unread: Collection[str] = ()) -> Outcome:
         """Time alone changes nothing."""
         return Outcome()
 

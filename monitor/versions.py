@@ -83,8 +83,9 @@ def freshness_ms(lineage: Sequence[Generation]) -> list[tuple[int, int]]:
     """(milliseconds, feedback count): from each feedback's arrival to the first response that had learned from it.
 
     A version holds what the versions before it learned. Feedback of one that was never served counts for the first later version
-    that was; feedback that no served version holds yet is not in the result. An arrival is taken at the start of its bin, so
-    the figure is too large by up to one bin (schemas.policy.ARRIVAL_BIN_MS), never too small.
+    that was; feedback that no served version holds yet is not in the result. An arrival is that of its page's newest feedback, taken
+    at the start of its bin: too early by up to one bin (schemas.policy.ARRIVAL_BIN_MS), too late by the time between a page's
+    feedback events.
     """
     ages: list[tuple[int, int]] = []
     soonest: int | None = None

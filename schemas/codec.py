@@ -16,7 +16,9 @@ encode_json = msgspec.json.Encoder().encode
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What the JSON decoders raise for bytes that are not the message: malformed, wrong types, missing or unknown fields, too deep."""
 
-_LZ4 = pa.ipc.IpcWriteOptions(compression="lz4")
+# One message is too small to share out among threads: waking them costs more than they do.
+_LZ4 = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
+_ONE_THREAD = pa.ipc.IpcReadOptions(use_threads=False)
 
 
 class WrongBatchError(ValueError):
@@ -42,7 +44,7 @@ def decode_batch(message: bytes, schema_name: str) -> tuple[pa.RecordBatch, int]
     Raises WrongBatchError where the bytes are no Arrow stream, or one of another schema or version.
     """
     try:
-        with pa.ipc.open_stream(message) as reader:
+        with pa.ipc.open_stream(message, options=_ONE_THREAD) as reader:
             metadata = reader.schema.metadata or {}
             if metadata.get(b"headrace.schema") != schema_name.encode() or metadata.get(b"headrace.version") != b"1":
                 found = metadata.get(b"headrace.schema", b"?") + b" version " + metadata.get(b"headrace.version", b"?")

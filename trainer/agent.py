@@ -78,7 +78,8 @@ class Training:
             try:
                 if self.worker.candidate_due(_now_ms()):
                     path = await asyncio.to_thread(self.worker.write_candidate, _now_ms())
-                    log.info("candidate %s", path and path.name)
+                    if path is not None:
+                        log.info("candidate %s", path.name)
                 if self.worker.checkpoint_due(_now_ms()):
                     await asyncio.to_thread(self.worker.checkpoint, _now_ms())
                     for partition, offset in self.worker.offsets.items():

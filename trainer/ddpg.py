@@ -24,7 +24,7 @@ Where we differ from them:
 """
 
 import copy
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,7 @@ from torch import Tensor
 
 from schemas.action import ActionSpec
 from schemas.features import FeatureSpec, StateColumns
+from trainer.adamw import AdamW, AdamWState
 from trainer.network import Network, StateTensors, state_tensors
 from trainer.replay import Transitions
 from trainer.settings import TrainerSettings
@@ -46,8 +47,8 @@ class DDPGState(TypedDict):
     """All that the learner remembers."""
 
     network: dict[str, Tensor]
-    critic_optimiser: dict[str, Any]
-    actor_optimiser: dict[str, Any]
+    critic_optimiser: AdamWState
+    actor_optimiser: AdamWState
     features: ZscoreState
     rewards: ZscoreState
     reward_bound: float
@@ -91,10 +92,9 @@ class DDPG:
         self.action_spec, self.feature_spec, self.settings = action, features, settings
         self.network = Network(action, features, settings, torch.Generator().manual_seed(seed))
         network, decay = self.network, settings.weight_decay
-        self._critic_parameters = [weight for part in (network.encoder, network.value, network.advantages) for weight in part.parameters()]
-        self._actor_parameters = list(network.actor.parameters())
-        self._critic_optimiser = torch.optim.AdamW(self._critic_parameters, settings.critic_learning_rate, weight_decay=decay, fused=True)
-        self._actor_optimiser = torch.optim.AdamW(self._actor_parameters, settings.actor_learning_rate, weight_decay=decay, fused=True)
+        critic_parameters = [weight for part in (network.encoder, network.value, network.advantages) for weight in part.parameters()]
+        self._critic_optimiser = AdamW(critic_parameters, settings.critic_learning_rate, decay, settings.max_grad_norm)
+        self._actor_optimiser = AdamW(list(network.actor.parameters()), settings.actor_learning_rate, decay, settings.max_grad_norm)
         self.features = self._zscore(len(features.dense))
         self.rewards = self._zscore(1)
         self.reward_bound = 0.0
@@ -162,8 +162,7 @@ class DDPG:
         touched_B = torch.from_numpy(batch.touched.astype(np.float32))
         u_BA = network.actor.half_ranges(torch.from_numpy(batch.action))
         used_BE = bootstrap_mask(batch.id_hash, batch.touched, settings.heads)
-        with torch.no_grad():
-            next_value_B = network.value(network.encoder(self.state_tensors(batch.next_state)))
+        next_value_B = self._next_values(batch)
         code_BH = network.encoder(self.state_tensors(batch.state))
         value_B = network.value(code_BH)
         advantage_BE = network.advantages(code_BH, u_BA)
@@ -172,7 +171,7 @@ class DDPG:
         delta_B = residual_B - advantage_B
         loss_v = value_loss(delta_B + value_B.detach(), value_B)
         loss_a = advantage_loss(residual_B, advantage_BE, used_BE)
-        is_ok, norm = _step(loss_v + loss_a, self._critic_optimiser, self._critic_parameters, settings.max_grad_norm)
+        is_ok, norm = self._critic_optimiser.step(loss_v + loss_a)
         q_max = float((value_B.detach() + advantage_B).abs().max()) * scale
         metrics = {
             "v_mean": float(value_B.detach().mean()) * scale,
@@ -184,16 +183,25 @@ class DDPG:
         }
         return is_ok, code_BH, metrics
 
+    def _next_values(self, batch: Transitions) -> Tensor:
+        """V(s'), held. Where a session is done there is no s', and the target takes no value from it: 0."""
+        value_B = torch.zeros(len(batch))
+        goes_on = np.flatnonzero(~batch.done)
+        with torch.no_grad():
+            code_RH = self.network.encoder(self.state_tensors(batch.next_state.take(goes_on)))
+            value_B[torch.from_numpy(goes_on)] = self.network.value(code_RH)
+        return value_B
+
     def _learn_actor(self, code_BH: Tensor) -> tuple[bool, dict[str, float]]:
-        actor, settings = self.network.actor, self.settings
+        actor = self.network.actor
         reach_BA = actor.reach(code_BH)
         with torch.no_grad():
             u_BA = actor.bounded(reach_BA)
             advantage_BE = self.network.advantages(code_BH, u_BA)
-            gradient_BA = cautious_gradient(self.network.advantages.gradient(code_BH, u_BA), u_BA, settings.pessimism)
+            gradient_BA = cautious_gradient(self.network.advantages.gradient(code_BH, u_BA), u_BA, self.settings.pessimism)
         # d loss / d reach = -g, whatever the clamp does: deviation 6
         loss = -(gradient_BA * reach_BA).sum(1).mean() + 0.5 * (reach_BA - u_BA).square().sum(1).mean()
-        is_ok, norm = _step(loss, self._actor_optimiser, self._actor_parameters, settings.max_grad_norm)
+        is_ok, norm = self._actor_optimiser.step(loss)
         return is_ok, {
             "a_mean": float(advantage_BE.mean()) * self.reward_scale,
             "actor_grad_norm": norm,
@@ -224,15 +232,3 @@ class DDPG:
         self.features.load_state_dict(state["features"])
         self.rewards.load_state_dict(state["rewards"])
         self.reward_bound, self.steps, self.skipped_steps = state["reward_bound"], state["steps"], state["skipped_steps"]
-
-
-def _step(loss: Tensor, optimiser: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], max_norm: float) -> tuple[bool, float]:
-    """Descend, unless the loss or its gradient is not finite. Gives whether it did, and the gradient's norm before clipping."""
-    optimiser.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
-    if not (torch.isfinite(loss) and np.isfinite(norm)):
-        optimiser.zero_grad()
-        return False, norm
-    optimiser.step()
-    return True, norm

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
 from schemas.action import ActionSpec
 from schemas.features import PADDING, FeatureSpec, SequenceFeature, StateColumns
 from trainer.settings import TrainerSettings
+from trainer.window_pool import WindowPool
 from trainer.zscore import ZscoreConstants
 
 ACTOR_REACH = 2.0
@@ -37,9 +37,23 @@ def state_tensors(columns: StateColumns, normalise: ZscoreConstants, features: F
     return StateTensors(torch.from_numpy(normalise(columns.dense)), torch.from_numpy(columns.ids), sequences)
 
 
+class Linear(nn.Linear):
+    """A layer whose weights somebody else draws: torch's own would draw them from the global generator first."""
+
+    def reset_parameters(self) -> None:
+        """Leaves the weights as they are."""
+
+
+class Embedding(nn.Embedding):
+    """A table whose weights somebody else draws."""
+
+    def reset_parameters(self) -> None:
+        """Leaves the weights as they are."""
+
+
 def linear(inputs: int, outputs: int, generator: torch.Generator, *, zero: bool = False) -> nn.Linear:
     """A linear layer drawn from `generator` (He 2015, uniform) with zero bias; or all zero."""
-    layer: nn.Linear = skip_init(nn.Linear, inputs, outputs)  # type: ignore[no-untyped-call]
+    layer = Linear(inputs, outputs)
     nn.init.zeros_(layer.bias)
     if zero:
         nn.init.zeros_(layer.weight)
@@ -50,7 +64,7 @@ def linear(inputs: int, outputs: int, generator: torch.Generator, *, zero: bool 
 
 def embedding(buckets: int, dim: int, generator: torch.Generator) -> nn.Embedding:
     """An embedding table whose padding row is zero and stays zero."""
-    table: nn.Embedding = skip_init(nn.Embedding, buckets, dim, padding_idx=PADDING)  # type: ignore[no-untyped-call]
+    table = Embedding(buckets, dim, padding_idx=PADDING)
     nn.init.normal_(table.weight, std=dim**-0.5, generator=generator)
     with torch.no_grad():
         table.weight[PADDING].zero_()
@@ -60,8 +74,7 @@ def embedding(buckets: int, dim: int, generator: torch.Generator) -> nn.Embeddin
 class SequenceBlock(nn.Module):
     """Recent ids -> intent: embedding matrix -> 1-D CNN -> maximum and mean over the positions that hold an id.
 
-    The CNN is written as a linear layer over windows of K ids (weight [C, K * D]): at these sizes that is several times faster than
-    torch's convolution on a CPU.
+    The CNN's weight is [C, K * D], a linear layer over windows of K ids: window_pool.py says how it is computed.
     """
 
     def __init__(self, feature: SequenceFeature, channels: int, kernel: int, generator: torch.Generator) -> None:
@@ -72,18 +85,15 @@ class SequenceBlock(nn.Module):
 
     @property
     def pads(self) -> tuple[int, int]:
-        """Zero positions in front and behind that keep the length T; the odd one is behind."""
+        """Positions in front and behind that hold no id and keep the length T; the odd one is behind."""
         return (self.kernel - 1) // 2, self.kernel // 2
 
     def forward(self, ids_BT: Tensor) -> Tensor:
-        """[B, 2C]; zero where a sequence is empty. The CNN's output is not negative, so 0 at padding never wins the maximum."""
-        matrix_BTD = nn.functional.pad(self.table(ids_BT), (0, 0, *self.pads))
-        length = ids_BT.shape[1]
-        windows_BTKD = torch.cat([matrix_BTD[:, place : place + length] for place in range(self.kernel)], dim=2)
-        maps_BTC = torch.relu(self.convolution(windows_BTKD))
-        held_BT1 = (ids_BT != PADDING).to(maps_BTC.dtype).unsqueeze(2)
-        maps_BTC = maps_BTC * held_BT1
-        return torch.cat([maps_BTC.amax(1), maps_BTC.sum(1) / held_BT1.sum(1).clamp(min=1.0)], dim=1)
+        """[B, 2C]; zero where a sequence is empty."""
+        matrix_SBD = self.table(nn.functional.pad(ids_BT, self.pads, value=PADDING).T)
+        held_TB1 = (ids_BT != PADDING).to(matrix_SBD.dtype).T.unsqueeze(2)
+        best_BC, total_BC = WindowPool.apply(matrix_SBD, held_TB1, self.convolution.weight, self.convolution.bias)  # type: ignore[no-untyped-call]
+        return torch.cat([best_BC, total_BC / held_TB1.sum(0).clamp(min=1.0)], dim=1)
 
 
 class Encoder(nn.Module):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ import pyarrow as pa
 from schemas.action import ActionSpec
 from schemas.codec import UNREADABLE, decode_served_state
 from schemas.dead_letter import DeadLetter, Reason
-from schemas.exposure import BASELINE, FeatureValue
+from schemas.exposure import BASELINE, FeatureValue, ServedState
 from schemas.features import FeatureSpec, StateColumns, WrongStateError
 from schemas.topics import EXPOSURES
 from trainer.replay import Transitions, hash64
@@ -20,6 +21,8 @@ BOUND_SLACK = 1e-5
 """Actions may lie outside their bounds by this share of the range, rounding of float32 on the way; they are clipped."""
 
 State = dict[str, FeatureValue]
+NO_STATE: State = {}
+"""s' of a page that is the last of its session."""
 
 
 class Opened(NamedTuple):
@@ -47,10 +50,11 @@ def open_transitions(
     """Decode and check every row. `version_number` numbers model versions."""
     exposures, nexts, rewards = (batch.column(name).to_pylist() for name in ("exposure", "next_exposure", "reward"))
     pages: dict[int, _Page] = {}
+    served: dict[bytes, ServedState] = {}
     refused: dict[int, _Refused] = {}
     for row in range(batch.num_rows):
         try:
-            pages[row] = _open_page(exposures[row], nexts[row], rewards[row], action)
+            pages[row] = _open_page(exposures[row], nexts[row], rewards[row], action, served)
         except _Refused as error:
             refused[row] = error
     try:
@@ -77,25 +81,38 @@ def open_transitions(
     return Opened(_transitions(kept, list(pages.values()), states, action, version_number), dead_letters)
 
 
-def _open_page(message: bytes, next_message: bytes | None, reward: float, action: ActionSpec) -> _Page:
+def _open_page(message: bytes, next_message: bytes | None, reward: float, action: ActionSpec, opened: dict[bytes, ServedState]) -> _Page:
+    """`opened` keeps what was decoded: most pages come twice, as s' of one row and as s of another."""
     if not math.isfinite(reward):
         raise _Refused("malformed", f"reward: expected a finite number, got {reward!r}")
     try:
-        served = decode_served_state(message)
-        next_state = decode_served_state(next_message).state if next_message is not None else {}
+        for page in (message, next_message):
+            if page is not None and page not in opened:
+                opened[page] = decode_served_state(page)
     except UNREADABLE as error:
         raise _Refused("malformed", str(error)) from error
+    served = opened[message]
     if len(served.action) != action.size:
         raise _Refused("wrong_action", f"action: expected {action.size} numbers, got {len(served.action)}")
     for dimension, value in zip(action.dimensions, served.action, strict=True):
         slack = BOUND_SLACK * (dimension.high - dimension.low)
         if not dimension.low - slack <= value <= dimension.high + slack:  # also refuses NaN
             raise _Refused("wrong_action", f"action {dimension.name}: expected {dimension.low} to {dimension.high}, got {value!r}")
-    return _Page(served.state, served.action, next_state)
+    return _Page(served.state, served.action, NO_STATE if next_message is None else opened[next_message].state)
 
 
 def _columns(pages: list[_Page], features: FeatureSpec) -> tuple[StateColumns, StateColumns]:
-    return features.columns([page.state for page in pages]), features.columns([page.next_state for page in pages])
+    """The columns of s and s'. A state that comes more than once, as one object, is encoded once."""
+    places: dict[int, int] = {}
+    distinct: list[State] = []
+    for state in chain([page.state for page in pages], [page.next_state for page in pages]):
+        if id(state) not in places:
+            places[id(state)] = len(distinct)
+            distinct.append(state)
+    columns = features.columns(distinct)
+    now = np.array([places[id(page.state)] for page in pages], np.int64)
+    following = np.array([places[id(page.next_state)] for page in pages], np.int64)
+    return columns.take(now), columns.take(following)
 
 
 def _wrong_states(pages: dict[int, _Page], features: FeatureSpec) -> dict[int, _Refused]:

@@ -4,6 +4,7 @@ Whoever drives it reads each partition from `offsets`, calls `learn` for every b
 they are due. Only offsets of a written checkpoint may be committed: what came after it is learned again after a crash.
 """
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,11 @@ from trainer.preprocess import STAGE, open_transitions
 from trainer.replay import ReplayBuffer, SeenIds, Transitions
 from trainer.settings import TrainerSettings
 
+CATCH_UP = 4.0
+"""How many times the gradient steps that its rows are worth a message may cause: so fast are steps made good that were owed while there
+were too few rows to learn from. All at once they would hold up the newest rows for seconds."""
+CATCH_UP_STEPS = 4
+"""What a message of a few rows may cause all the same."""
 SHAPING_SETTINGS = ("hidden", "head_hidden", "channels", "kernel", "heads")
 """Settings that shape the network: a checkpoint is of exactly these."""
 
@@ -126,8 +132,8 @@ class Worker:
         learned.counts.update(Count("rejected", letter.reason) for letter in opened.dead_letters)
         is_first = self._seen.first_seen(opened.rows.id_hash)
         learned.counts[Count("ignored", "duplicate")] += int((~is_first).sum())
-        self._remember(opened.rows.take(is_first))
-        learned.metrics = self._gradient_steps()
+        worth_steps = self._remember(opened.rows.take(is_first))
+        learned.metrics = self._gradient_steps(max(CATCH_UP_STEPS, math.ceil(CATCH_UP * worth_steps)))
         learned.counts = +learned.counts
         self._end_message(partition, next_offset, learned.counts)
         return learned
@@ -194,7 +200,8 @@ class Worker:
             versions.append(model_version)
         return versions.index(model_version)
 
-    def _remember(self, rows: Transitions) -> None:
+    def _remember(self, rows: Transitions) -> float:
+        """Take in new rows. Gives how many gradient steps they are worth."""
         # the hash's low half decides who is held out, its high bits which heads use a row: the two are independent
         is_held_out = (rows.id_hash & np.uint64(0xFFFFFFFF)) < np.uint64(int(self.settings.holdout_share * 2**32))
         self.learner.observe(rows)
@@ -202,13 +209,16 @@ class Worker:
         kept = rows.take(~is_held_out)
         self.replay.add(kept)
         self._progress.transitions += len(rows)
-        self._progress.step_debt += len(kept) * self.settings.steps_per_transition
+        worth_steps = len(kept) * self.settings.steps_per_transition
+        self._progress.step_debt += worth_steps
+        return worth_steps
 
-    def _gradient_steps(self) -> dict[str, float]:
+    def _gradient_steps(self, most: int) -> dict[str, float]:
+        """Make the steps that are owed, at most `most`. As that is more than new rows add, the debt only falls once learning began."""
         progress, metrics = self._progress, {}
         if progress.transitions < self.settings.min_transitions or not self.replay.size:
             return {}
-        while progress.step_debt >= 1.0:
+        for _ in range(min(most, int(progress.step_debt))):
             progress.step_debt -= 1.0
             skipped = self.learner.skipped_steps
             batch, fresh = self.replay.sample(self.settings.batch_size, self._rng)

@@ -224,15 +224,31 @@ def test_a_topic_without_any_samples_gives_nothing_however_long_it_is_idle():
     assert (outcome.outputs, outcome.needed_from, step.gauges()) == ([], {}, {"watermark_ms": 0, "open_sessions": 0})
 
 
-def test_needed_from_is_the_oldest_message_with_a_page_that_waits():
+def test_needed_from_is_the_oldest_message_with_a_page_that_waits_or_began_a_session_still_open():
     life = Life()
     assert life.deliver(record(7, message([Shown("a", "u", 0, left=True)], 1))).needed_from == {"samples": 8}
     assert life.deliver(record(8, message([Shown("b", "u", 1)], 1))).needed_from == {"samples": 8}
     assert life.deliver(record(9, message([Shown("c", "v", 2)], 2))).needed_from == {"samples": 8}
-    assert life.deliver(record(12, message([Shown("d", "u", 3)], 4))).needed_from == {"samples": 9}
+    assert life.deliver(record(12, message([Shown("d", "u", 3)], 4))).needed_from == {"samples": 8}
     life.rebuild()
-    assert life.deliver(record(13, message([], 4))).needed_from == {"samples": 9}
-    assert life.end().needed_from == {"samples": 14}
+    assert life.deliver(record(13, message([Shown("e", "u", 4, left=True)], 4))).needed_from == {"samples": 8}
+    assert life.deliver(record(14, message([], 5))).needed_from == {"samples": 9}
+    assert life.end().needed_from == {"samples": 15}
+
+
+def test_a_session_read_again_from_needed_from_without_its_rows_is_numbered_as_before():
+    log = [record(place, message([Shown(f"p{place}", "u", place * M)], place * M)) for place in range(3, 8)]
+    undisturbed, first, second = Life(), Life(), Life()
+    undisturbed.deliver(*log)
+    undisturbed.end()
+
+    first.deliver(log[0])
+    start = first.deliver(*log[1:3]).needed_from["samples"]
+    second.deliver(*log[start - 3 :])
+    second.end()
+
+    once = {row["transition_id"]: row for row in [*second.rows(), *first.rows()]}
+    assert list(once.values()) == undisturbed.rows()
 
 
 def test_the_watermark_promises_the_oldest_page_that_waits():

@@ -1,7 +1,7 @@
 """A worker of the tests: relays exposures to samples, remembering each; `HOLD` newest records are still needed."""
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from headrace.app import add_stage, create_app
@@ -28,7 +28,7 @@ class Relay:
         outcome.counts[Count("in", topic)] += len(records)
         return outcome
 
-    def tick(self, now_ms: int) -> Outcome:
+    def tick(self, now_ms: int, unread: Collection[str] = ()) -> Outcome:
         return Outcome()
 
     def gauges(self) -> Mapping[str, float]:

@@ -1,6 +1,6 @@
 """The order in which a stage applies, sends, stores and commits, and what a crash in between leaves."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from faust.types import TP
 
+from headrace.settings import ConfigError
 from headrace.stage import Stage
 from headrace.step import Count, Outcome, Output, Record
 from schemas.dead_letter import DeadLetter
@@ -26,6 +27,7 @@ class Doubler:
 
     def __init__(self, stored: Iterable[tuple[bytes, bytes]]) -> None:
         self.values = [value for _, value in stored]
+        self.unread: list[str] = []
 
     def apply(self, topic: str, records: Sequence[Record], now_ms: int) -> Outcome:
         outcome = Outcome(needed_from={topic: max(0, records[-1].offset - 1)})
@@ -44,7 +46,8 @@ class Doubler:
         outcome.counts[Count("in", topic)] = len(records)
         return outcome
 
-    def tick(self, now_ms: int) -> Outcome:
+    def tick(self, now_ms: int, unread: Collection[str] = ()) -> Outcome:
+        self.unread = list(unread)
         return Outcome(outputs=[Output("out", b"tick %d" % now_ms)]) if now_ms == 7_000 else Outcome()
 
     def gauges(self) -> Mapping[str, float]:
@@ -59,6 +62,15 @@ class World:
         self.committed: dict[TP, int] = {}
         self.sought: list[tuple[TP, int]] = []
         self.crash_at = ""
+        self.topic_ids: dict[str, str] = {}
+        self.caught_up_s: float | None = None
+        self.assigned = {TP0}
+
+    def caught_up_at_s(self, tp: TP) -> float | None:
+        return self.caught_up_s
+
+    def assignment(self) -> set[TP]:
+        return self.assigned
 
     async def send(self, partition: int, messages: Sequence[tuple[str, bytes | None, bytes]]) -> None:
         if self.crash_at == "send":
@@ -80,7 +92,7 @@ class World:
 
 
 def start(world: World, folder: Path, now_s: float = 5.0) -> Stage:
-    return Stage("test", folder, lambda partition, stored: Doubler(stored), world, lambda: world, lambda: now_s)  # type: ignore[arg-type]
+    return Stage("test", folder, lambda partition, stored: Doubler(stored), world, lambda: world, lambda _: world.topic_ids, lambda: now_s)  # type: ignore[arg-type]
 
 
 def batch(*values: bytes, first: int = 0) -> Any:
@@ -181,12 +193,91 @@ async def test_a_hole_in_front_of_a_batch_is_read_again_once(tmp_path: Path) -> 
 
     await stage.on_batch(batch(b"d", first=3))
     await stage.on_batch(batch(b"e", first=4))
-    assert world.sought == [(TP0, 1)]
+    assert world.sought == [(TP0, 1), (TP0, 1)]
     assert stage.looks()[0][1]["values"] == 1.0
 
     await stage.on_batch(batch(b"d", b"e", first=3))
     assert stage.looks()[0][1]["values"] == 3.0
-    assert world.sought == [(TP0, 1)]
+    assert len(world.sought) == 2
+    stage.close()
+
+
+async def test_a_hole_that_grows_while_it_is_read_again_is_passed_over_in_the_end(tmp_path: Path) -> None:
+    world = World()
+    stage = start(world, tmp_path)
+    stage.positions({TP0: None})
+    await stage.on_batch(batch(b"a"))
+
+    await stage.on_batch(batch(b"d", b"e", first=3))
+    await stage.on_batch(batch(b"e", first=4))  # retention took one more
+    await stage.on_batch(batch(b"e", b"f", first=4))
+
+    assert stage.looks()[0][1]["values"] == 3.0
+    assert stage.partitions[0].store.offsets == {TOPIC: 6}
+    stage.close()
+
+
+async def test_state_of_a_topic_that_was_created_anew_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    world.topic_ids = {TOPIC: "first"}
+    stage = start(world, tmp_path)
+    stage.positions({TP0: None})
+    await stage.on_batch(batch(b"a"))
+    assert stage.positions({TP0: None}) == {TP0: 1}
+    stage.close()
+
+    monkeypatch.setattr("headrace.stage.stop_at_once", raise_it)
+    world.topic_ids = {TOPIC: "second"}
+    stage = start(world, tmp_path)
+    with pytest.raises(ConfigError, match=r"test/0 belongs to an earlier topic exposures .*: remove .*/test to begin"):
+        stage.positions({TP0: None})
+    stage.close()
+
+
+def raise_it(error: BaseException) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(("caught_up_at_s", "unread"), [(None, [TOPIC]), (2.0, [TOPIC]), (5.5, []), (7.0, [])])
+async def test_a_topic_is_silent_only_where_the_broker_said_lately_that_it_is_read_to_its_end(
+    tmp_path: Path, caught_up_at_s: float | None, unread: list[str]
+) -> None:
+    world = World()
+    stage = start(world, tmp_path, now_s=7.0)
+    stage.positions({TP0: None})
+    world.caught_up_s = caught_up_at_s
+
+    await stage.on_tick()
+
+    step = stage.partitions[0].step
+    assert isinstance(step, Doubler)
+    assert step.unread == unread
+    stage.close()
+
+
+async def test_a_partition_without_life_ends_the_process_and_one_with_some_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace.stage.stop_at_once", raise_it)
+    world = World()
+    stage = start(world, tmp_path)
+    stage.positions({TP0: None})
+    for second in range(6):  # nothing comes, and the broker says so
+        world.caught_up_s = float(second)
+        await stage.on_watch()
+    for place in range(6):  # records wait, and some are applied
+        world.caught_up_s = None
+        await stage.on_batch(batch(b"a", first=place))
+        await stage.on_watch()
+
+    for _ in range(3):
+        await stage.on_watch()
+    with pytest.raises(ConfigError, match="test exposures 0: the consumer stalled, or no broker answers it"):
+        await stage.on_watch()
+
+    world.assigned = set()  # another worker has it: nothing to expect
+    for _ in range(6):
+        await stage.on_watch()
     stage.close()
 
 

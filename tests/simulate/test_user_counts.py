@@ -37,7 +37,7 @@ def test_the_interval_of_sessions_of_different_lengths_is_that_of_a_ratio() -> N
 def test_one_session_has_no_interval() -> None:
     counts = UserCounts()
     counts.add_session("policy", 10, 4)
-    assert counts.summary(10.0, 1.0)["reward"] == {"policy": {"pages": 10, "sessions": 1, "mean": 0.4, "ci95": None}}
+    assert counts.summary(10.0, 1.0)["clicks_a_page"] == {"policy": {"pages": 10, "sessions": 1, "mean": 0.4, "ci95": None}}
 
 
 def test_the_page_of_metrics_names_arms_ways_and_kinds() -> None:

@@ -94,3 +94,19 @@ def test_features_of_one_kind_only_are_enough() -> None:
     rows, _ = open_transitions(batch([row(1, page(np.random.default_rng(0)), None)]), ACTION, features, lambda _: 0, NOW_MS)
     assert rows.state.dense.shape == (1, 0)
     assert rows.state.ids.shape == (1, 1)
+
+
+def test_a_page_that_comes_twice_is_the_same_row_both_times() -> None:
+    pages = [state(x=float(number), recent=[f"i-{number}"]) for number in range(4)]
+    rows, _ = opened(*(row(number, pages[number], pages[number + 1] if number < 3 else None) for number in range(4)))
+    alone = [opened(row(number, pages[number], None))[0] for number in range(4)]
+    assert rows.state.dense.tolist() == [made.state.dense[0].tolist() for made in alone]
+    assert rows.next_state.dense[:3].tolist() == rows.state.dense[1:].tolist()
+    assert rows.next_state.sequences["recent"][:3].tolist() == rows.state.sequences["recent"][1:].tolist()
+
+
+def test_a_bad_page_is_refused_as_the_next_one_of_a_row_and_as_its_own() -> None:
+    broken = with_action(1.0)
+    rows, letters = opened(row(1, state(), broken), row(2, broken, None), row(3, state(), {"state": 1}), row(4, state(), {"state": 1}))
+    assert [(letter.source_offset, letter.reason) for letter in letters] == [(2, "wrong_action"), (3, "malformed"), (4, "malformed")]
+    assert rows.id_hash.tolist() == hash64(["r-1"]).tolist()

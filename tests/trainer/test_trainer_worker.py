@@ -100,6 +100,28 @@ def test_gradient_steps_follow_the_new_transitions_from_the_minimum_on(tmp_path:
     assert steps[-1] == int(0.1 * made.replay.size)
 
 
+def test_steps_owed_from_before_the_minimum_are_made_good_over_several_messages(tmp_path: Path) -> None:
+    made = worker(tmp_path, steps_per_transition=0.1, holdout_share=0.01, min_transitions=400, replay_capacity=1000)
+    steps, owed = [0], []
+    for number, rows in enumerate(batches(0, 16)):
+        made.learn(0, number + 1, rows, 0)
+        steps.append(made.learner.steps)
+        owed.append(0.1 * made.replay.size - made.learner.steps)
+    assert steps[:10] == [0] * 10  # 360 rows and less: some 36 steps are owed when learning begins
+    assert max(np.diff(steps)) == 16  # four times what 40 rows are worth
+    assert owed[9:] == sorted(owed[9:], reverse=True)
+    assert steps[-1] == int(0.1 * made.replay.size)
+
+
+def test_a_message_of_one_row_makes_good_a_few_steps_too(tmp_path: Path) -> None:
+    made = worker(tmp_path, steps_per_transition=0.1, holdout_share=0.01, min_transitions=240)
+    for number, rows in enumerate(batches(0, 6)):
+        made.learn(0, number + 1, rows, 0)
+    before = made.learner.steps
+    made.learn(0, 10, batches(1, 1, rows_each=1, start=900)[0], 0)
+    assert (before, made.learner.steps) == (16, 20)
+
+
 def test_a_checkpoint_is_due_after_its_interval_and_only_for_something_new(tmp_path: Path) -> None:
     made = worker(tmp_path, checkpoint_interval_s=20)
     assert not made.checkpoint_due(10**9)
