@@ -20,7 +20,7 @@ from headrace.orphans import end_with_parent
 from headrace.settings import ConfigError, StreamSettings
 from schemas.topics import MAX_EVENT_BYTES, TOPICS
 
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
 
 
