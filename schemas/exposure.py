@@ -45,8 +45,8 @@ class Exposure(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     items: Annotated[list[ExposedItem], Meta(min_length=1, max_length=10_000)]
 
 
-class ItemKey(Struct, forbid_unknown_fields=True):
-    """What the joiner opens of an item; the rest stays as bytes."""
+class ItemKey(Struct, forbid_unknown_fields=True, gc=False):
+    """What the joiner opens of an item; the rest stays as bytes. Holds no cycles: the collector need not look."""
 
     item_id: Id
     position: Position
@@ -54,7 +54,7 @@ class ItemKey(Struct, forbid_unknown_fields=True):
     features: Raw = Raw(b"{}")
 
 
-class ExposureKey(Struct, forbid_unknown_fields=True):
+class ExposureKey(Struct, forbid_unknown_fields=True, gc=False):
     """What the joiner opens of an exposure: the join keys and the arm. Same fields as `Exposure`, the heavy ones unopened."""
 
     request_id: Id
