@@ -16,8 +16,9 @@ def embedded_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield running.address
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A broker of the test's own: another test's events in the topics would be read, too."""
     if os.environ.get("KAFKA_HOME") and shutil.which("java"):
         with broker.running("kafka", tmp_path_factory.mktemp("kafka")) as running:
             yield running.address

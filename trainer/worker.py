@@ -34,6 +34,8 @@ CATCH_UP = 4.0
 were too few rows to learn from. All at once they would hold up the newest rows for seconds."""
 CATCH_UP_STEPS = 4
 """What a message of a few rows may cause all the same."""
+CHECKPOINT_FORMAT = 2
+"""Of what a checkpoint holds; 1 held torch's optimisers."""
 SHAPING_SETTINGS = ("hidden", "head_hidden", "channels", "kernel", "heads")
 """Settings that shape the network: a checkpoint is of exactly these."""
 
@@ -252,7 +254,13 @@ class Worker:
 
     def _shape(self) -> dict[str, Any]:
         settings = {name: getattr(self.settings, name) for name in SHAPING_SETTINGS}
-        return {"spec_hash": self.policy.spec_hash, "seed": self.seed, **settings, "hidden": list(self.settings.hidden)}
+        return {
+            "format": CHECKPOINT_FORMAT,
+            "spec_hash": self.policy.spec_hash,
+            "seed": self.seed,
+            **settings,
+            "hidden": list(self.settings.hidden),
+        }
 
     def _checkpoint(self) -> Checkpoint:
         columns = {f"replay.{name}": column for name, column in self.replay.state_dict().items()}

@@ -1,79 +1,18 @@
-"""What goes wrong beside kill -9: lost disks, workers that come, go and freeze, and records that nobody can read."""
+"""Records that nobody can read, in every topic that a worker reads."""
 
-import random
-import shutil
-import signal
-import threading
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pipeline
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
-from test_pipeline import by_id, in_process
 
 from headrace.broker import create_topics, running
 from headrace.settings import StreamSettings
 from schemas.dead_letter import DeadLetter
 from schemas.topics import DEAD_LETTERS, EXPOSURES, FEEDBACK, MAX_EVENT_BYTES, SAMPLES
-
-PAGES = 1_500
-
-
-def first_by_id(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What a consumer keeps that drops ids it has seen: a rebuilt worker sends parts of sessions long closed again."""
-    return {row["transition_id"]: row for row in reversed(rows)}
-
-
-def check_workers_that_come_and_go(broker: str, folder: Path, seed: int, session_timeout_s: float) -> None:
-    """Two workers of each service, each with a disk of its own: one freezes, one loses its disk, one is told to stop."""
-    create_topics(StreamSettings(broker=broker))
-    events = pipeline.log_of(PAGES, seed)
-    expected = by_id(in_process(events))
-
-    def worker(service: str, number: int) -> pipeline.Worker:
-        disk = folder / f"{service}-{number}"
-        disk.mkdir()
-        return pipeline.Worker(service, broker, disk, f"faults-{seed}", disk, session_timeout_s)
-
-    workers = {(service, number): worker(service, number) for service in ("joiner", "experience") for number in (0, 1)}
-    feeding = threading.Thread(target=pipeline.produce, args=(broker, events, 4 * session_timeout_s + 4))
-    try:
-        time.sleep(4)
-        feeding.start()
-        for service, number in random.Random(seed).sample([("joiner", 0), ("experience", 1)], 2):
-            frozen, other = workers[service, number], workers[service, 1 - number]
-            frozen.process.send_signal(signal.SIGSTOP)
-            time.sleep(1.7 * session_timeout_s)
-            other.kill()
-            shutil.rmtree(folder / f"{service}-{1 - number}" / service, ignore_errors=True)
-            frozen.process.send_signal(signal.SIGCONT)
-            other.start()
-        feeding.join()
-        leaving = workers["joiner", 1]
-        leaving.process.terminate()
-        assert leaving.process.wait(20) == 0
-        rows = pipeline.read_transitions(broker, len(expected), timeout_s=60)
-    finally:
-        for process in workers.values():
-            process.kill()
-
-    assert first_by_id(rows) == expected
-    assert "Traceback" not in (folder / "joiner-1" / "joiner.log").read_text()
-
-
-def test_workers_that_freeze_lose_their_disk_and_leave_lose_and_change_nothing(tmp_path: Path) -> None:
-    with running("embedded", tmp_path / "broker") as broker:
-        check_workers_that_come_and_go(broker.address, tmp_path, seed=4, session_timeout_s=3.0)
-
-
-@pytest.mark.kafka
-def test_a_real_kafka_and_workers_that_freeze_lose_their_disk_and_leave(kafka_broker: str, tmp_path: Path) -> None:
-    check_workers_that_come_and_go(kafka_broker, tmp_path, seed=5, session_timeout_s=6.0)
-
 
 POISON = {
     EXPOSURES: (None, b"", b"{" + b"x" * (10 << 20)),

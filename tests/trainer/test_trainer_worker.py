@@ -232,3 +232,11 @@ def test_rewards_of_a_size_that_overflows_are_survived(tmp_path: Path) -> None:
     made.learn(0, 30, batch([row(900 + i, page(rng), None, reward=3e38) for i in range(40)]), 0)
     assert all(bool(torch.isfinite(weight).all()) for weight in weights(made).values())
     assert made.write_candidate(1) is not None
+
+
+def test_a_checkpoint_of_an_older_format_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("trainer.worker.CHECKPOINT_FORMAT", 1)
+        fed(tmp_path, 2).checkpoint(1)
+    with pytest.raises(CheckpointError, match=r"format 1 \(now 2\).*move the folder away"):
+        worker(tmp_path)
