@@ -14,8 +14,6 @@ from schemas.codec import UNREADABLE, batch_kinds, decode_served_state
 from schemas.features import DenseFeature, FeatureSpec, IdFeature, SequenceFeature
 from schemas.transition import reward_column
 
-"""What a decoder raises: wrong JSON or fields; wrong UTF-8; brackets nested a thousand deep."""
-
 
 @dataclass
 class RowLedger:
