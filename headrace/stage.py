@@ -54,7 +54,7 @@ class Partition:
         self.topics = frozenset(topics)
         self.store = PartitionStore(folder)
         self._make_step = make_step
-        self.step: PartitionStep = make_step(number, self.store.rows())
+        self.step: PartitionStep = make_step(number, self.store)
         self.lag_s = 0.0
         self.last_arrival_s: float | None = None
         self.holes: dict[str, set[int]] = {}
@@ -79,7 +79,7 @@ class Partition:
     def start_anew(self) -> None:
         """Forget the state; it is rebuilt from the committed offsets."""
         self.store.wipe()
-        self.step = self._make_step(self.number, ())
+        self.step = self._make_step(self.number, self.store)
 
 
 class Stage:

@@ -1,7 +1,7 @@
 """What a stream stage is: per partition, a pure step from a batch of records to what must be sent, stored and committed."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -63,7 +63,24 @@ class PartitionStep(Protocol):
         ...
 
 
-class MakeStep(Protocol):
-    """Makes the step of a partition from its stored rows, sorted by key."""
+class StoredRows(Protocol):
+    """The rows that a step's earlier life stored, sorted by key, and those that its outcomes have changed since.
 
-    def __call__(self, partition: int, stored: Iterable[tuple[bytes, bytes]]) -> PartitionStep: ...
+    What an outcome changes is to be seen here before the step's next call.
+    """
+
+    def __iter__(self) -> Iterator[tuple[bytes, bytes]]: ...
+
+    def rows(self, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """The rows whose keys begin with `prefix`."""
+        ...
+
+    def get(self, keys: Sequence[bytes]) -> list[bytes]:
+        """The values of rows that are there. Raises KeyError where one is not."""
+        ...
+
+
+class MakeStep(Protocol):
+    """Makes the step of a partition from its stored rows."""
+
+    def __call__(self, partition: int, stored: StoredRows) -> PartitionStep: ...

@@ -1,12 +1,12 @@
 """The joiner's agents: exposures and feedback in, samples out."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import faust
 
 from headrace.app import add_stage, create_app
 from headrace.settings import StreamSettings
+from headrace.step import StoredRows
 from joiner.join import PartitionJoin
 from joiner.settings import JoinerSettings
 from schemas.topics import EXPOSURES, FEEDBACK
@@ -16,7 +16,7 @@ def create(stream_settings: StreamSettings, settings: JoinerSettings, web_port: 
     """The joiner's application."""
     app = create_app("joiner", stream_settings, web_port)
 
-    def join(partition: int, stored: Iterable[tuple[bytes, bytes]]) -> PartitionJoin:
+    def join(partition: int, stored: StoredRows) -> PartitionJoin:
         return PartitionJoin(settings, partition, stored)
 
     stage = add_stage(app, "joiner", stream_settings, join)

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from schemas import alert, dead_letter, exposure, feedback, policy
 from schemas.action import ActionSpec
 from schemas.features import DenseFeature, FeatureSpec, IdFeature, SequenceFeature
+from schemas.pointwise_sample import pointwise_schema
 from schemas.sample import sample_schema
 from schemas.transition import transition_schema
 
@@ -64,7 +65,9 @@ def arrow_tables() -> str:
         + " and ".join(f"`{kind}`" for kind in EXAMPLE_KINDS)
         + ".\n",
     ]
-    for name, schema in (("samples", sample_schema(EXAMPLE_KINDS)), ("transitions", transition_schema(EXAMPLE_KINDS))):
+    schemas = {"samples": sample_schema, "pointwise-samples": pointwise_schema, "transitions": transition_schema}
+    for name, make in schemas.items():
+        schema = make(EXAMPLE_KINDS)
         rows = [f"| `{field.name}` | {_arrow_type(field.type)} | {'yes' if field.nullable else 'no'} |" for field in schema]
         version = schema.metadata[b"headrace.version"].decode()
         parts += [f"## {name}, version {version}\n", "| column | type | null |", "|---|---|---|", *rows, ""]

@@ -2,8 +2,10 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
+from headrace.memory_rows import InMemory
 from headrace.step import Outcome, Record
 from joiner.join import PartitionJoin
 from joiner.settings import JoinerSettings
@@ -21,8 +23,8 @@ SETTINGS = JoinerSettings(
 Row = dict[str, Any]
 
 
-def join(settings: JoinerSettings = SETTINGS, stored: Iterable[tuple[bytes, bytes]] = ()) -> PartitionJoin:
-    return PartitionJoin(settings, 3, stored)
+def join(settings: JoinerSettings = SETTINGS, stored: Iterable[tuple[bytes, bytes]] = ()) -> InMemory:
+    return InMemory(partial(PartitionJoin, settings, 3), stored)
 
 
 def exposure(request_id: str, ts_ms: int, items: Sequence[str] = ("i1",), user_id: str = "u", **rest: Any) -> bytes:
