@@ -20,7 +20,9 @@ from joiner.block import Block, Layout
 from joiner.delay import DelayCounts, weights
 from joiner.settings import JoinerSettings
 from schemas.pointwise_sample import pointwise_schema
-from schemas.sample import label_column, sample_schema
+from schemas.sample import sample_schema
+
+Bools = npt.NDArray[np.bool_]
 
 
 class Pointwise:
@@ -41,25 +43,19 @@ class Pointwise:
             return "positive"
         return "correction" if self.mode == "fast" and block.early_ms is not None else None
 
-    def leave_at_close(self, block: Block) -> npt.NDArray[np.bool_]:
-        """Which rows [R] leave when the block's window is over: in `eager` mode those that have not left as positives."""
-        leave_R = np.ones(block.rows, np.bool_)
-        if self.mode == "eager":
-            leave_R[list(block.positive_rows)] = False
-        return leave_R
+    def batch(self, samples: pa.RecordBatch, is_positive: Bools, looked_at_ms: int) -> pa.RecordBatch | None:
+        """Of a samples batch the rows that are to leave, as point-wise rows; None where no row is.
 
-    def batch(self, samples: pa.RecordBatch, looked_at_ms: int, leave: npt.NDArray[np.bool_]) -> pa.RecordBatch | None:
-        """Of a samples batch the rows that `leave` and are kept, as point-wise rows. Labels were looked at at that watermark.
-
-        None where no row is kept.
+        `is_positive` says which have feedback of the target kind. Labels were looked at when the watermark was `looked_at_ms`.
         """
-        is_positive = np.asarray(samples[label_column(self.target)].to_numpy() != 0.0)
-        kept = leave & (is_positive | self._is_kept(samples))
+        closed_by = samples["closed_by"][0].as_py()
+        kept = is_positive | self._is_kept(samples)
+        if self.mode == "eager" and closed_by != "positive":
+            kept &= ~is_positive  # they have left
         if not kept.any():
             return None
         if not kept.all():
             samples, is_positive = _chosen(samples, kept), is_positive[kept]
-        closed_by = samples["closed_by"][0].as_py()
         elapsed_ms = np.maximum(0, looked_at_ms - samples["ts_ms"].to_numpy())
         p, come_by = self.counts.positive_rate, self.counts.share_come_by(elapsed_ms)
         one = np.ones(len(samples))
@@ -71,7 +67,7 @@ class Pointwise:
         columns = [*samples.columns, pa.array(elapsed_ms), *(pa.array(column.astype(np.float32)) for column in floats)]
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
-    def _is_kept(self, samples: pa.RecordBatch) -> npt.NDArray[np.bool_]:
+    def _is_kept(self, samples: pa.RecordBatch) -> Bools:
         """Of each row, were it negative."""
         if self._keep_rate == 1.0:
             return np.ones(len(samples), np.bool_)
@@ -80,7 +76,7 @@ class Pointwise:
         return _uniform(place) < self._keep_rate
 
 
-def _chosen(samples: pa.RecordBatch, kept: npt.NDArray[np.bool_]) -> pa.RecordBatch:
+def _chosen(samples: pa.RecordBatch, kept: Bools) -> pa.RecordBatch:
     """The kept rows, with the messages of their pages alone."""
     chosen = samples.filter(pa.array(kept))
     exposure = chosen["exposure"]

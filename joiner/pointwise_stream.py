@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from heapq import heappop, heappush
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from headrace.step import Count, Outcome, Output
@@ -35,7 +34,7 @@ class PointwiseStream:
 
     def labelled_before(self, block: Block, row: int, kind: str) -> bool:
         """Note a row's feedback without sending anything. Says whether it is the first that makes the row positive."""
-        if kind != self._rows.target or self._rows.mode not in ("eager", "fast") or row in block.positive_rows:
+        if kind != self._rows.target or self._rows.mode == "none" or row in block.positive_rows:
             return False
         block.positive_rows.add(row)
         return True
@@ -51,13 +50,13 @@ class PointwiseStream:
             closed_by = self._rows.positive_leaves_as(block)
             assert closed_by is not None, block.first_offset
             looked_at_ms = watermark_ms if block.early_ms is None else block.early_ms
-            self._send(self._samples(block, np.sort(np.array(rows, np.int64)), closed_by), looked_at_ms, promise_ms, outcome)
+            self._leave(block, np.sort(np.array(rows, np.int64)), closed_by, looked_at_ms, promise_ms, outcome)
         self._positive.clear()
         while self._is_due(watermark_ms):
             _, _, block = heappop(self._leave_early)
             block.early_ms = watermark_ms
             outcome.changes.append((row_key(b"e", block.first_offset), encode_row(watermark_ms)))
-            self._send(self._samples(block, block.every_row(), "early"), watermark_ms, promise_ms, outcome)
+            self._leave(block, block.every_row(), "early", watermark_ms, promise_ms, outcome)
 
     def has_rows_to_send(self, watermark_ms: int) -> bool:
         """Whether `send` would send anything."""
@@ -72,21 +71,22 @@ class PointwiseStream:
         if block.early_ms is not None:
             outcome.changes.append((row_key(b"e", block.first_offset), None))
         if self._rows.mode != "fast":
-            self._send(samples, watermark_ms, promise_ms, outcome, self._rows.leave_at_close(block))
+            self._send(block, samples, block.every_row(), watermark_ms, promise_ms, outcome)
 
     def _is_due(self, watermark_ms: int) -> bool:
         wait_ms = self._rows.wait_ms
         return bool(self._leave_early) and (not wait_ms or self._leave_early[0][0] + wait_ms < watermark_ms)
 
-    def _samples(self, block: Block, rows: Ints, closed_by: str) -> pa.RecordBatch:
+    def _leave(self, block: Block, rows: Ints, closed_by: str, looked_at_ms: int, promise_ms: int, outcome: Outcome) -> None:
         columns = self._stored.columns(block)
         messages = self._stored.messages(columns, block.pages_of(rows))
-        return block.samples(self._rows.layout, columns, messages, closed_by, rows)
+        samples = block.samples(self._rows.layout, columns, messages, closed_by, rows)
+        self._send(block, samples, rows, looked_at_ms, promise_ms, outcome)
 
-    def _send(
-        self, samples: pa.RecordBatch, looked_at_ms: int, promise_ms: int, outcome: Outcome, leave: npt.NDArray[np.bool_] | None = None
-    ) -> None:
-        batch = self._rows.batch(samples, looked_at_ms, np.ones(len(samples), np.bool_) if leave is None else leave)
+    def _send(self, block: Block, samples: pa.RecordBatch, rows: Ints, looked_at_ms: int, promise_ms: int, outcome: Outcome) -> None:
+        is_positive_R = np.zeros(block.rows, np.bool_)
+        is_positive_R[list(block.positive_rows)] = True
+        batch = self._rows.batch(samples, is_positive_R[rows], looked_at_ms)
         if batch is not None:
             outcome.counts[Count("out", POINTWISE_SAMPLES)] += len(batch)
             outcome.outputs.append(Output(POINTWISE_SAMPLES, encode_batch(batch, promise_ms)))

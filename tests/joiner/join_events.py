@@ -49,12 +49,13 @@ def records(*values: bytes, first_offset: int = 0) -> list[Record]:
 
 def rows(outcomes: Iterable[Outcome]) -> list[Row]:
     """All samples of these outcomes, messages decoded to bytes."""
-    found: list[Row] = []
-    for outcome in outcomes:
-        for output in outcome.outputs:
-            assert output.topic == SAMPLES
-            found += decode_batch(output.value, "samples")[0].to_pylist()
-    return found
+    return rows_of(outcomes, SAMPLES)
+
+
+def rows_of(outcomes: Iterable[Outcome], topic: str) -> list[Row]:
+    """All rows of a topic of these outcomes, messages decoded to bytes."""
+    outputs = [output for outcome in outcomes for output in outcome.outputs if output.topic == topic]
+    return [row for output in outputs for row in decode_batch(output.value, topic)[0].to_pylist()]
 
 
 def counts(outcomes: Iterable[Outcome], name: str) -> dict[str, int]:
