@@ -285,13 +285,33 @@ def _now_ms() -> int:
 
 @bench_app.command(name="joiner")
 def bench_joiner(
+    events: Annotated[int, typer.Option(min=1000, help="exposed items")] = 300_000,
+    rounds: Annotated[int, typer.Option(min=1, help="alternating rounds; medians are reported")] = 3,
+    broker: Annotated[
+        Literal["embedded", "kafka"] | None, typer.Option(help="by default kafka where KAFKA_HOME names a distribution, else embedded")
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """The joiner broker to broker, beside a bare confluent-kafka + orjson + dict loop and Bytewax. Exits with 1 where a label is wrong."""
+    from benchmarks.joiner import has_faults, main
+    from benchmarks.joiner_table import show
+
+    report = main(events, rounds, broker or ("kafka" if os.environ.get("KAFKA_HOME") else "embedded"))
+    show(report)
+    write_json(json_file, report)
+    if has_faults(report):
+        raise typer.Exit(1)
+
+
+@bench_app.command(name="join")
+def bench_join(
     events: Annotated[int, typer.Option(min=1000, help="exposures")] = 300_000,
     rounds: Annotated[int, typer.Option(min=1, help="alternating rounds; medians are reported")] = 3,
     json_file: JsonFile = None,
 ) -> None:
-    """The event-time join in memory, beside a bare orjson + dict loop."""
-    from benchmarks.join import main as bench
-    from benchmarks.join import show
+    """The joiner's pure step in memory, beside a bare orjson + dict loop: quick to run, and to profile."""
+    from benchmarks.join_in_memory import main as bench
+    from benchmarks.join_in_memory import show
 
     report = bench(events=events, rounds=rounds)
     show(report)

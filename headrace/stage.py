@@ -159,6 +159,8 @@ class Stage:
                 records = [Record(r.offset, r.timestamp, r.value or b"") for r in batch if covered is None or r.offset >= covered]
                 if not records:
                     return
+                if partition.last_arrival_s is None:
+                    log.info("%s %d: first batch, %d records of %s", self.name, tp.partition, len(records), tp.topic)
                 now_ms = int(self._clock_s() * 1000)
                 outcome = partition.step.apply(tp.topic, records, now_ms)
                 await self._carry_out(partition, outcome, {tp.topic: records[-1].offset + 1})

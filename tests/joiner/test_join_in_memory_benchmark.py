@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import join
+from benchmarks import join_in_memory as join
 
 
 def test_the_benchmark_reports_both_joins_without_a_wrong_duplicate_or_missing_label() -> None:

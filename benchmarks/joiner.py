@@ -1,0 +1,220 @@
+"""The joiner beside its peers, broker to broker: the same topics on the same broker, in turns, every label verified.
+
+- `headrace`: `headrace worker joiner` as users run it: durable state, offsets, samples acknowledged by Kafka;
+- `floor`: confluent-kafka + orjson + a dict, nothing durable (floor.py);
+- `bytewax`: the same join as a Bytewax dataflow, without recovery (bytewax_join.py).
+
+The clock starts when a process says that its first records were delivered, and stops when an observer sees the topic of samples grow
+for the last time. Afterwards a consumer reads what is there. Start-up is measured too, and told apart.
+"""
+
+import os
+import platform
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from benchmarks.contestant import Contestant, Ends, Look, cpu_s, looks_until_quiet, running
+from benchmarks.join_log import PARTITIONS, WINDOW_MS, JoinLog, fill, make_log
+from benchmarks.samples import Faults, Row, SampleReader, faults
+from headrace import broker as brokers
+from headrace.settings import StreamSettings
+from schemas.topics import SAMPLES
+
+CONTESTANTS = ("headrace", "floor")
+TIMEOUT_S = 120.0
+"""So long without a sample, and a run is over: what did not come is missing."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a contestant. Times and CPU count from its first delivered record to its last visible sample, unless named otherwise."""
+
+    wall_s: float
+    wall_with_start_s: float
+    cpu_s: float
+    cpu_with_start_s: float
+    peak_mb: float
+    broker_cpu_s: float
+    faults: Faults
+
+
+def headrace_command(broker: str, name: str, folder: Path) -> tuple[list[str], dict[str, str]]:
+    """`headrace worker joiner`, with default settings."""
+    environment = {
+        "HEADRACE_STREAM_BROKER": broker,
+        "HEADRACE_STREAM_GROUP_PREFIX": name,
+        "HEADRACE_STREAM_STATE_DIR": str(folder / "state"),
+        "HEADRACE_STREAM_PARTITIONS": str(PARTITIONS),
+        "HEADRACE_JOINER_JOIN_WINDOW_MS": str(WINDOW_MS),
+    }
+    return [sys.executable, "-m", "headrace", "worker", "joiner", "--web-port", str(brokers.free_port())], environment
+
+
+def peer_command(module: str, broker: str, name: str, topic: str) -> tuple[list[str], dict[str, str]]:
+    """A peer of this folder."""
+    return [sys.executable, "-m", f"benchmarks.{module}", broker, name, topic, str(WINDOW_MS)], {}
+
+
+class Arena:
+    """A broker with the log in its topics, where contestants run one after the other."""
+
+    def __init__(self, broker: brokers.LocalBroker, log: JoinLog, folder: Path) -> None:
+        self._broker, self._log, self._folder = broker, log, folder
+        settings = StreamSettings(broker=broker.address, partitions=PARTITIONS)
+        brokers.create_topics(settings)
+        fill(broker.address, log.messages)
+        self._ends, self._reader = Ends(broker.address), SampleReader(broker.address)
+        self._runs = 0
+
+    def run(self, name: str) -> Run:
+        """Start a contestant as a new consumer group on an empty folder, and wait for its samples."""
+        self._runs += 1
+        run_name = f"{name}-{self._runs}"
+        folder = self._folder / run_name
+        topic = SAMPLES if name == "headrace" else run_name
+        if name == "headrace":
+            command, environment = headrace_command(self._broker.address, run_name, folder)
+        else:
+            self._ends.create(topic)
+            command, environment = peer_command({"floor": "floor", "bytewax": "bytewax_join"}[name], self._broker.address, run_name, topic)
+        first_end = self._ends.of(topic)
+        with running(command, environment, folder) as contestant:
+            return self._watch(contestant, topic, first_end)
+
+    def _watch(self, contestant: Contestant, topic: str, first_end: int) -> Run:
+        looks: list[Look] = []
+        broker_cpu_s: list[float] = []
+        rows: list[Row] = []
+        end, found, is_over = first_end, faults(self._log.labels, rows), False
+        while not is_over:
+            read_to = end
+            for look in looks_until_quiet(contestant, self._ends, topic, read_to, TIMEOUT_S):
+                looks.append(look)
+                broker_cpu_s.append(cpu_s(self._broker.pid))
+                end = look.end
+            rows += self._reader.read(topic, end)
+            found = faults(self._log.labels, rows)
+            is_over = not found.missing or end == read_to or not contestant.is_alive
+        if not contestant.is_alive:
+            raise ValueError(f"{contestant.log_file.parent.name} ended by itself: {contestant.log_file.read_text()[-300:]!r}")
+        start_s = contestant.first_batch_s()
+        first = next(number for number, look in enumerate(looks) if look.at_s >= start_s)
+        last = next(number for number, look in enumerate(looks) if look.end == looks[-1].end)
+        return Run(
+            wall_s=looks[last].at_s - start_s,
+            wall_with_start_s=looks[last].at_s - contestant.started_s,
+            cpu_s=looks[last].cpu_s - looks[first].cpu_s,
+            cpu_with_start_s=looks[last].cpu_s,
+            peak_mb=contestant.peak_mb(),
+            broker_cpu_s=broker_cpu_s[last] - broker_cpu_s[first],
+            faults=found,
+        )
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._reader.close()
+
+
+def measure(kind: str, log: JoinLog, contestants: Sequence[str], rounds: int, folder: Path, say: Any) -> dict[str, list[Run]]:
+    """Every contestant over the same log on one broker, in turns."""
+    runs: dict[str, list[Run]] = {name: [] for name in contestants}
+    with brokers.running(kind, folder) as broker:
+        say(f"{kind} broker: {len(log.messages):,} messages")
+        arena = Arena(broker, log, folder)
+        for number in range(1, rounds + 1):
+            for name in contestants:
+                say(f"pages of {log.items_a_page}, round {number} of {rounds}: {name}")
+                runs[name].append(arena.run(name))
+        arena.close()
+    return runs
+
+
+def case_report(log: JoinLog, runs: dict[str, list[Run]]) -> dict[str, Any]:
+    """Medians and every round of one case."""
+    report: dict[str, Any] = {
+        "items_a_page": log.items_a_page,
+        "exposures": log.exposures,
+        "feedback": log.feedback,
+        "samples": len(log.labels),
+        "exposure_bytes": round(log.exposure_bytes),
+        "feedback_bytes": round(log.feedback_bytes),
+    }
+    for name, of_name in runs.items():
+        report[name] = {
+            "events_per_s": round(log.events / statistics.median(run.wall_s for run in of_name)),
+            "events_per_s_with_start": round(log.events / statistics.median(run.wall_with_start_s for run in of_name)),
+            "events_per_s_by_round": [round(log.events / run.wall_s) for run in of_name],
+            "cpu_s_per_100k": round(statistics.median(run.cpu_s for run in of_name) * 1e5 / log.events, 3),
+            "cpu_s_per_100k_with_start": round(statistics.median(run.cpu_with_start_s for run in of_name) * 1e5 / log.events, 3),
+            "broker_cpu_s_per_100k": round(statistics.median(run.broker_cpu_s for run in of_name) * 1e5 / log.events, 3),
+            "peak_rss_mb": round(max(run.peak_mb for run in of_name), 1),
+            **{fault: max(getattr(run.faults, fault) for run in of_name) for fault in Faults._fields},
+        }
+    for name in runs.keys() - {"headrace"}:
+        pairs = list(zip(runs["headrace"], runs[name], strict=True))
+        report[f"ratio_to_{name}"] = round(statistics.median(peer.wall_s / ours.wall_s for ours, peer in pairs), 2)
+        report[f"cpu_ratio_to_{name}"] = round(statistics.median(peer.cpu_s / ours.cpu_s for ours, peer in pairs), 2)
+    return report
+
+
+def main(
+    items: int, rounds: int, kind: str, contestants: Sequence[str] = CONTESTANTS, page_sizes: Sequence[int] = (1, 10)
+) -> dict[str, Any]:
+    """Measure the contestants with pages of each size. The first size's figures are at the top of the report."""
+    progress = Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=Console(stderr=True))
+    cases: dict[str, dict[str, Any]] = {}
+    with progress, tempfile.TemporaryDirectory(prefix="headrace-bench-") as temporary:
+        task = progress.add_task("making the log")
+        for size in page_sizes:
+            log = make_log(items, size)
+            folder = Path(temporary) / f"pages-of-{size}"
+            runs = measure(kind, log, contestants, rounds, folder, lambda text: progress.update(task, description=text))
+            cases[f"pages_of_{size}"] = case_report(log, runs)
+    first = cases[f"pages_of_{page_sizes[0]}"]
+    return {
+        "benchmark": "joiner",
+        **{name: first["headrace"][name] for name in ("events_per_s", "cpu_s_per_100k", "peak_rss_mb")},
+        **{f"ratio_to_{name}": first[f"ratio_to_{name}"] for name in contestants if name != "headrace"},
+        **{fault: max(case[name][fault] for case in cases.values() for name in contestants) for fault in Faults._fields},
+        **cases,
+        "broker": kind,
+        "rounds": rounds,
+        "partitions": PARTITIONS,
+        "window_ms": WINDOW_MS,
+        "machine": machine(),
+    }
+
+
+def has_faults(report: dict[str, Any]) -> bool:
+    """Whether any run of any contestant gave a wrong sample, gave one twice, or gave one never."""
+    return any(report[fault] for fault in Faults._fields)
+
+
+def machine() -> dict[str, Any]:
+    """Where this was measured, and with which versions."""
+    cpu = next((line.partition(":")[2].strip() for line in _cpu_info() if line.startswith("model name")), platform.processor())
+    packages = ("headrace", "faust-streaming", "aiokafka", "confluent-kafka", "orjson", "msgspec", "pyarrow", "rocksdict")
+    return {
+        "cpu": cpu,
+        "cpus": os.cpu_count(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "load_1min": os.getloadavg()[0],
+        "versions": {package: version(package) for package in packages},
+    }
+
+
+def _cpu_info() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
