@@ -31,10 +31,25 @@ Positions = Callable[[Mapping[TP, int | None]], Mapping[TP, int]]
 """Given the committed offset of each assigned partition (None where there is none), the offsets to begin at where they differ."""
 
 
+FETCH_MAX_WAIT_MS = 100
+"""How long the broker may hold a fetch back that finds nothing. aiokafka has one fetch under way a broker, and only of partitions
+that it has no records of: one that asks for none but silent partitions keeps all others waiting. Faust's 1500 ms cost 40 % of the
+joiner's time in a backlog."""
+
+
 class BatchMessage(ConsumerMessage):  # type: ignore[misc]
     """A message whose value is a list of records; its offset is the last record's."""
 
     __slots__ = ()
+
+
+class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
+    """Faust's consumer thread; its fetches do not wait long."""
+
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        consumer._fetch_max_wait_ms = FETCH_MAX_WAIT_MS
+        return consumer
 
 
 class BatchConsumer(driver.Consumer):  # type: ignore[misc]
@@ -46,6 +61,9 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._undone: defaultdict[TP, deque[BatchMessage]] = defaultdict(deque)
         self._commit_at: dict[TP, int] = {}
+
+    def _new_consumer_thread(self) -> BatchConsumerThread:
+        return BatchConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
     def commit_at(self, tp: TP, offset: int) -> None:
         """Commit this offset of the partition next. Where `positions` is set, nothing else is ever committed."""
