@@ -17,12 +17,14 @@ come out however the topics are cut into batches and whichever is read first, wh
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from heapq import heappop, heappush
+from types import MappingProxyType
 from typing import TypeVar, cast
 
 import pyarrow as pa
 
 from headrace.step import Count, Outcome, Output, Record
 from joiner.block import Block, Pages
+from joiner.input_format import as_json
 from joiner.refusal import Refusals
 from joiner.rows import (
     PROGRESS_KEY,
@@ -40,6 +42,7 @@ from joiner.waiting import WaitingFeedback
 from joiner.watermark import Watermark
 from schemas.codec import UNREADABLE, decode_exposure_key, decode_feedback, encode_batch
 from schemas.dead_letter import Reason
+from schemas.event_format import EventFormat
 from schemas.exposure import ExposureKey, ItemKey
 from schemas.feedback import LEAVE, Feedback
 from schemas.sample import sample_schema
@@ -57,10 +60,17 @@ T = TypeVar("T")
 
 
 class PartitionJoin:
-    """The joiner's `PartitionStep`. `stored` are the rows that its earlier life stored (see rows.py)."""
+    """The joiner's `PartitionStep`. `stored` are the rows that its earlier life stored (see rows.py); `formats` those that are not JSON."""
 
-    def __init__(self, settings: JoinerSettings, partition: int, stored: Iterable[tuple[bytes, bytes]]) -> None:
+    def __init__(
+        self,
+        settings: JoinerSettings,
+        partition: int,
+        stored: Iterable[tuple[bytes, bytes]],
+        formats: Mapping[str, EventFormat] = MappingProxyType({}),
+    ) -> None:
         self._settings = settings
+        self._formats = formats
         self._window_ms = settings.join_window_ms
         self._span_ms = max(1, self._window_ms // SPANS_PER_WINDOW)
         self._kinds = frozenset({*settings.feedback_kinds, LEAVE})
@@ -86,8 +96,10 @@ class PartitionJoin:
         if records:
             refusals.outcome.counts[Count("in", topic)] += len(records)
             read = {EXPOSURES: self._on_exposures, FEEDBACK: self._on_feedback}[topic]
-            self._watermark.observe(topic, read(records, refusals), now_ms)
             self._next_offsets[topic] = records[-1].offset + 1
+            if topic in self._formats:
+                records = as_json(topic, records, self._formats[topic], self._settings.max_event_bytes, refusals)
+            self._watermark.observe(topic, read(records, refusals) if records else 0, now_ms)
         return self._pass_time(refusals)
 
     def tick(self, now_ms: int, unread: Collection[str] = ()) -> Outcome:
