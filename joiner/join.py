@@ -19,6 +19,7 @@ come out however the topics are cut into batches and whichever is read first, wh
 
 from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate
+from types import MappingProxyType
 from typing import cast
 
 import pyarrow as pa
@@ -27,6 +28,7 @@ from headrace.step import Count, Outcome, Output, Record, StoredRows
 from joiner import admission, rows
 from joiner.block import Block, Layout
 from joiner.closed import ClosedPages
+from joiner.input_format import as_json
 from joiner.kept_feedback import KeptFeedback
 from joiner.open_blocks import OpenBlocks
 from joiner.pages import Pages, read_keys
@@ -38,6 +40,7 @@ from joiner.waiting import WaitingFeedback
 from joiner.watermark import Watermark
 from schemas.codec import decode_feedback, encode_batch
 from schemas.dead_letter import Reason
+from schemas.event_format import EventFormat
 from schemas.feedback import Feedback
 from schemas.sample import sample_schema
 from schemas.topics import EXPOSURES, FEEDBACK, SAMPLES
@@ -49,10 +52,16 @@ ACCEPTED_BEFORE = KindRule(1 << 62, 0, "sum")
 
 
 class PartitionJoin:
-    """The joiner's `PartitionStep`. `stored` are the rows that its earlier life stored (see rows.py)."""
+    """The joiner's `PartitionStep`. `stored` are the rows that its earlier life stored (see rows.py); `formats` those that are not JSON."""
 
-    def __init__(self, settings: JoinerSettings, partition: int, stored: StoredRows) -> None:
-        self._settings, self._partition = settings, partition
+    def __init__(
+        self,
+        settings: JoinerSettings,
+        partition: int,
+        stored: StoredRows,
+        formats: Mapping[str, EventFormat] = MappingProxyType({}),
+    ) -> None:
+        self._settings, self._partition, self._formats = settings, partition, formats
         self._rules = settings.rules()
         self._hold_ms = max(rule.window_ms + rule.grace_ms for rule in self._rules.values())
         self._span_ms = max(1, (settings.fast_wait_ms or self._hold_ms) // SPANS_PER_WINDOW)
@@ -74,8 +83,10 @@ class PartitionJoin:
         if records:
             refusals.outcome.counts[Count("in", topic)] += len(records)
             read = {EXPOSURES: self._on_exposures, FEEDBACK: self._on_feedback}[topic]
-            self._watermark.observe(topic, read(records, refusals), now_ms)
             self._next_offsets[topic] = records[-1].offset + 1
+            if topic in self._formats:
+                records = as_json(topic, records, self._formats[topic], self._settings.max_event_bytes, refusals)
+            self._watermark.observe(topic, read(records, refusals) if records else 0, now_ms)
         return self._pass_time(refusals)
 
     def tick(self, now_ms: int, unread: Collection[str] = ()) -> Outcome:

@@ -1,17 +1,23 @@
 """Settings of the joiner."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from msgspec import Struct
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from headrace.settings import Section
-from schemas.feedback import LEAVE
+from schemas.event_format import Format, event_format
+from schemas.exposure import Exposure
+from schemas.feedback import LEAVE, Feedback
 
 Kind = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 """A kind names columns (`label_<kind>`) and is listed with commas in a batch's schema."""
 Combine = Literal["sum", "first", "last", "max"]
 """What becomes of several values of one kind on one item; first and last in event time."""
+_MESSAGES: dict[str, type[Struct]] = {"exposure": Exposure, "feedback": Feedback}
+AvroSchemaId = Annotated[int | None, Field(ge=0, lt=2**31)]
 DurationMs = Annotated[int, Field(ge=0, le=30 * 86_400_000)]
 
 
@@ -89,6 +95,23 @@ class JoinerSettings(Section):
             )
             for kind, rule in own.items()
         }
+
+    exposure_format: Format = Field("json", description="what the topic's messages are; serving writes them so, too (docs/formats.md)")
+    exposure_avro_schema: Path | None = Field(None, description="the `.avsc` file of the schema they are written with, where not ours")
+    exposure_avro_schema_id: AvroSchemaId = Field(None, description="its id, where Confluent's frame is in front of each message")
+    feedback_format: Format = Field("json", description="as `exposure_format`")
+    feedback_avro_schema: Path | None = Field(None, description="as `exposure_avro_schema`")
+    feedback_avro_schema_id: AvroSchemaId = Field(None, description="as `exposure_avro_schema_id`")
+
+    @field_validator("exposure_avro_schema", "exposure_avro_schema_id", "feedback_avro_schema", "feedback_avro_schema_id")
+    @classmethod
+    def _avro_is_as_described(cls, value: Path | int | None, info: ValidationInfo) -> Path | int | None:
+        topic = str(info.field_name).partition("_")[0]
+        if value is not None and info.data.get(f"{topic}_format") != "avro":
+            raise ValueError(f'only where joiner.{topic}_format = "avro"')
+        if isinstance(value, Path):
+            event_format("avro", _MESSAGES[topic], value)
+        return value
 
     @model_validator(mode="after")
     def _kinds_are_labels_and_unique(self) -> Self:
