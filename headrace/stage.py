@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,7 +19,7 @@ from faust.types import TP
 from headrace.metrics import StageMetrics
 from headrace.producer import StreamProducer
 from headrace.settings import ConfigError
-from headrace.step import Count, MakeStep, Outcome, PartitionStep, Record
+from headrace.step import Count, MakeStep, Outcome, PartitionStep, PausingStep, Record
 from headrace.store import PartitionStore
 from headrace.transport import BatchConsumer
 from schemas.codec import encode_json
@@ -59,6 +59,8 @@ class Partition:
         self.last_arrival_s: float | None = None
         self.holes: dict[str, set[int]] = {}
         self.life: dict[str, tuple[Any, int]] = {}
+        self.waiting: dict[str, deque[Any]] = {}
+        """Batches of the topics that the step does not want now, by topic: what was on its way when they were paused."""
 
     def is_behind(self, committed: Mapping[str, int | None]) -> bool:
         """Whether another worker has carried this partition on since, or the machine lost its last writes."""
@@ -143,31 +145,62 @@ class Stage:
             partition.belongs_to(topic_ids)
         partition.holes.clear()
         partition.life.clear()
+        partition.waiting.clear()
+        self._hold_paused(partition)
         log.info("%s %d: opened at %s", self.name, number, partition.store.offsets or "the committed offsets")
 
     async def on_batch(self, event: Any) -> None:
         """Everything that happens to one delivered batch: an event of a BatchTopic."""
-        tp, batch = event.message.tp, event.value
+        tp = event.message.tp
         async with self._lock:
             partition = self.partitions.get(tp.partition)
             if partition is None:
                 return  # revoked while the batch waited; its new owner reads it
             try:
-                covered = partition.store.offsets.get(tp.topic)
-                if covered is not None and await self._is_hole(partition, tp, batch, covered):
-                    return
-                records = [Record(r.offset, r.timestamp, r.value or b"") for r in batch if covered is None or r.offset >= covered]
-                if not records:
-                    return
-                now_ms = int(self._clock_s() * 1000)
-                outcome = partition.step.apply(tp.topic, records, now_ms)
-                await self._carry_out(partition, outcome, {tp.topic: records[-1].offset + 1})
-                done_s = self._clock_s()
-                partition.last_arrival_s = records[-1].arrival_ms / 1000
-                partition.lag_s = max(0.0, done_s - partition.last_arrival_s)
-                self.metrics.observe_batch(tp.topic, max(0.0, done_s - now_ms / 1000))
+                if tp.topic in partition.waiting:
+                    partition.waiting[tp.topic].append(event.value)
+                else:
+                    await self._apply(partition, tp, event.value)
+                    await self._pause_and_resume(partition)
             except Exception as error:
                 stop_at_once(error)
+
+    async def _apply(self, partition: Partition, tp: TP, batch: list[Any]) -> None:
+        covered = partition.store.offsets.get(tp.topic)
+        if covered is not None and await self._is_hole(partition, tp, batch, covered):
+            return
+        records = [Record(r.offset, r.timestamp, r.value or b"") for r in batch if covered is None or r.offset >= covered]
+        if not records:
+            return
+        now_ms = int(self._clock_s() * 1000)
+        outcome = partition.step.apply(tp.topic, records, now_ms)
+        await self._carry_out(partition, outcome, {tp.topic: records[-1].offset + 1})
+        done_s = self._clock_s()
+        partition.last_arrival_s = records[-1].arrival_ms / 1000
+        partition.lag_s = max(0.0, done_s - partition.last_arrival_s)
+        self.metrics.observe_batch(tp.topic, max(0.0, done_s - now_ms / 1000))
+
+    def _hold_paused(self, partition: Partition) -> Collection[str]:
+        """Have nothing more fetched of the topics that the step does not want, and give them."""
+        paused = partition.step.paused() if isinstance(partition.step, PausingStep) else ()
+        for topic in paused:
+            if topic not in partition.waiting:
+                partition.waiting[topic] = deque()
+                self._consumer().hold(TP(topic, partition.number))
+        return paused
+
+    async def _pause_and_resume(self, partition: Partition) -> None:
+        """Hold back what the step does not want, and let it have what waits of what it wants again."""
+        while True:
+            paused = self._hold_paused(partition)
+            resumed = next((topic for topic in partition.waiting if topic not in paused), None)
+            if resumed is None:
+                return
+            if partition.waiting[resumed]:
+                await self._apply(partition, TP(resumed, partition.number), partition.waiting[resumed].popleft())
+            else:
+                del partition.waiting[resumed]
+                self._consumer().release(TP(resumed, partition.number))
 
     async def _is_hole(self, partition: Partition, tp: TP, batch: list[Any], covered: int) -> bool:
         """Whether records are missing in front of this batch: then they are read again. A hole that is there again is the topic's own.
@@ -195,12 +228,13 @@ class Stage:
                     now_s = self._clock_s()
                     unread = [topic for topic in partition.topics if not self._is_read_to_its_end(topic, partition, now_s)]
                     await self._carry_out(partition, partition.step.tick(int(now_s * 1000), unread), {})
+                    await self._pause_and_resume(partition)
             except Exception as error:
                 stop_at_once(error)
 
     def _is_read_to_its_end(self, topic: str, partition: Partition, now_s: float) -> bool:
         at_s = self._consumer().caught_up_at_s(TP(topic, partition.number))
-        return at_s is not None and now_s - at_s < FRESH_S
+        return topic not in partition.waiting and at_s is not None and now_s - at_s < FRESH_S
 
     async def on_watch(self) -> None:
         """End the process where an assigned partition shows no life: nothing is applied, nor does the broker say that nothing waits.
@@ -213,7 +247,7 @@ class Stage:
                 tp = TP(topic, partition.number)
                 life = partition.store.offsets.get(topic), self._consumer().caught_up_at_s(tp)
                 last, looks = partition.life.get(topic, (None, 0))
-                looks = looks + 1 if life == last and tp in assigned else 0
+                looks = looks + 1 if life == last and tp in assigned and topic not in partition.waiting else 0
                 partition.life[topic] = life, looks
                 if looks >= STALL_LOOKS:
                     stop_at_once(ConfigError(f"{self.name} {topic} {partition.number}: the consumer stalled, or no broker answers it"))

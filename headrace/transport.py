@@ -31,6 +31,10 @@ Positions = Callable[[Mapping[TP, int | None]], Mapping[TP, int]]
 """Given the committed offset of each assigned partition (None where there is none), the offsets to begin at where they differ."""
 
 
+IDLE_S = 0.05
+"""How often to look whether there is a partition to fetch again, where all are held or their buffers full."""
+
+
 class BatchMessage(ConsumerMessage):  # type: ignore[misc]
     """A message whose value is a list of records; its offset is the last record's."""
 
@@ -46,6 +50,15 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._undone: defaultdict[TP, deque[BatchMessage]] = defaultdict(deque)
         self._commit_at: dict[TP, int] = {}
+        self._held: set[TP] = set()
+
+    def hold(self, tp: TP) -> None:
+        """Fetch nothing more of a partition until it is released, or assigned anew. What is on its way here is still delivered."""
+        self._held.add(tp)
+
+    def release(self, tp: TP) -> None:
+        """Go on fetching a held partition where it was."""
+        self._held.discard(tp)
 
     def commit_at(self, tp: TP, offset: int) -> None:
         """Commit this offset of the partition next. Where `positions` is set, nothing else is ever committed."""
@@ -66,8 +79,14 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, BatchMessage]]:
         """Yield one message a fetched partition. A batch that is not yielded is fetched again: flow stops only before a new seek."""
-        records, active = await self._wait_next_records(timeout)
-        if records is None or self.should_stop:
+        if not self.flow_active:
+            await self.wait(self.can_resume_flow)
+        wanted = self._get_active_partitions() - self._held
+        if not wanted:  # aiokafka would take an empty set for all
+            await self.sleep(IDLE_S)
+            return
+        records = await self._getmany(active_partitions=wanted, timeout=timeout)
+        if self.should_stop:
             return
         if not self.flow_active:
             await self._seek_while_the_flow_is_stopped()
@@ -76,7 +95,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         for tp, batch in records.items():
             if not self.flow_active or self.app.consumer_generation_id != generation:
                 return
-            if batch and (active is None or tp in active or tp in self._buffered_partitions):
+            if batch:
                 self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
                 yield tp, self._batch_message(tp, batch, generation)
 
@@ -122,6 +141,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         """Begin at the committed offsets, or where `positions` says. What was delivered before belongs to the past."""
         self._undone.clear()
         self._commit_at.clear()
+        self._held.clear()
         await super().perform_seek()
         if self.positions is not None:
             assigned = {TP(tp.topic, tp.partition): None for tp in self.assignment()}
@@ -135,6 +155,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         for tp in revoked:
             self._undone.pop(tp, None)
             self._commit_at.pop(tp, None)
+            self._held.discard(tp)
 
 
 class Transport(driver.Transport):  # type: ignore[misc]

@@ -54,8 +54,24 @@ class Doubler:
         return {"values": float(len(self.values))}
 
 
+class Sated(Doubler):
+    """Takes nothing of a topic that it says is too much."""
+
+    def __init__(self, stored: Iterable[tuple[bytes, bytes]]) -> None:
+        super().__init__(stored)
+        self.too_much: tuple[str, ...] = ()
+
+    def apply(self, topic: str, records: Sequence[Record], now_ms: int) -> Outcome:
+        if records[-1].value == b"full":
+            self.too_much = (TOPIC,)
+        return super().apply(topic, records, now_ms)
+
+    def paused(self) -> Collection[str]:
+        return self.too_much
+
+
 class World:
-    """The broker's side: what was sent, committed, sought; and where to crash."""
+    """The broker's side: what was sent, committed, sought, held; and where to crash."""
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, bytes]] = []
@@ -65,6 +81,13 @@ class World:
         self.topic_ids: dict[str, str] = {}
         self.caught_up_s: float | None = None
         self.assigned = {TP0}
+        self.held: set[TP] = set()
+
+    def hold(self, tp: TP) -> None:
+        self.held.add(tp)
+
+    def release(self, tp: TP) -> None:
+        self.held.remove(tp)
 
     def caught_up_at_s(self, tp: TP) -> float | None:
         return self.caught_up_s
@@ -91,8 +114,10 @@ class World:
         return 10
 
 
-def start(world: World, folder: Path, now_s: float = 5.0) -> Stage:
-    return Stage("test", folder, lambda partition, stored: Doubler(stored), world, lambda: world, lambda _: world.topic_ids, lambda: now_s)  # type: ignore[arg-type]
+def start(world: World, folder: Path, now_s: float = 5.0, make_step: type[Doubler] = Doubler) -> Stage:
+    return Stage(
+        "test", folder, lambda partition, stored: make_step(stored), world, lambda: world, lambda _: world.topic_ids, lambda: now_s
+    )  # type: ignore[arg-type]
 
 
 def batch(*values: bytes, first: int = 0) -> Any:
@@ -301,4 +326,75 @@ async def test_time_passes_on_every_partition(tmp_path: Path) -> None:
     await stage.on_tick()
 
     assert world.sent == [("out", b"tick 7000")]
+    stage.close()
+
+
+async def test_a_topic_that_a_step_does_not_want_is_held_and_what_is_on_its_way_waits(tmp_path: Path) -> None:
+    world = World()
+    stage = start(world, tmp_path, make_step=Sated)
+    stage.positions({TP0: None})
+    step = stage.partitions[0].step
+    assert isinstance(step, Sated)
+
+    await stage.on_batch(batch(b"a", b"full"))
+    await stage.on_batch(batch(b"b", first=2))
+    await stage.on_batch(batch(b"c", b"full", first=3))
+    await stage.on_batch(batch(b"d", first=5))
+    await stage.on_tick()
+    assert world.held == {TP0}
+    assert step.values == [b"a", b"full"]
+    assert step.unread == [TOPIC]
+    assert stage.partitions[0].store.offsets == {TOPIC: 2}
+
+    step.too_much = ()
+    await stage.on_tick()  # it wants two of the three, then is full again
+    assert world.held == {TP0}
+    assert step.values == [b"a", b"full", b"b", b"c", b"full"]
+
+    step.too_much = ()
+    await stage.on_tick()
+    assert world.held == set()
+    await stage.on_batch(batch(b"e", first=6))
+    assert step.values == [b"a", b"full", b"b", b"c", b"full", b"d", b"e"]
+    assert world.sought == []
+    stage.close()
+
+
+async def test_what_waits_of_a_paused_topic_is_read_again_after_a_new_assignment(tmp_path: Path) -> None:
+    world = World()
+    stage = start(world, tmp_path, make_step=Sated)
+    stage.positions({TP0: None})
+    await stage.on_batch(batch(b"full"))
+    await stage.on_batch(batch(b"b", first=1))
+
+    world.held.clear()  # as an assignment does
+    assert stage.positions({TP0: None}) == {TP0: 1}
+
+    step = stage.partitions[0].step
+    assert isinstance(step, Sated)
+    assert world.held == {TP0}
+    step.too_much = ()
+    await stage.on_tick()
+    assert step.values == [b"full"]
+    await stage.on_batch(batch(b"b", first=1))
+    assert step.values == [b"full", b"b"]
+    stage.close()
+
+
+async def test_a_paused_partition_is_not_taken_for_a_stalled_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headrace.stage.stop_at_once", raise_it)
+    world = World()
+    stage = start(world, tmp_path, make_step=Sated)
+    stage.positions({TP0: None})
+    await stage.on_batch(batch(b"full"))
+    for _ in range(6):
+        await stage.on_watch()
+
+    step = stage.partitions[0].step
+    assert isinstance(step, Sated)
+    step.too_much = ()
+    await stage.on_tick()
+    with pytest.raises(ConfigError, match="stalled"):
+        for _ in range(6):
+            await stage.on_watch()
     stage.close()
