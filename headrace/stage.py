@@ -12,7 +12,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from faust.types import TP
 
@@ -55,12 +55,23 @@ class Partition:
         self.store = PartitionStore(folder)
         self._make_step = make_step
         self.step: PartitionStep = make_step(number, self.store.rows())
+        self._pauses = isinstance(self.step, PausingStep)
         self.lag_s = 0.0
         self.last_arrival_s: float | None = None
+        self.begun_at: dict[str, int] = {}
+        """Where reading of a topic began that the stored offsets do not name yet."""
         self.holes: dict[str, set[int]] = {}
         self.life: dict[str, tuple[Any, int]] = {}
         self.waiting: dict[str, deque[Any]] = {}
-        """Batches of the topics that the step does not want now, by topic: what was on its way when they were paused."""
+        """By topic that is held, the batches that were on their way when it was: they are applied when it is released."""
+
+    def covered(self, topic: str) -> int | None:
+        """The next offset to apply, where it is known."""
+        return self.store.offsets.get(topic, self.begun_at.get(topic))
+
+    def paused(self) -> Collection[str]:
+        """The topics that the step does not want now."""
+        return cast(PausingStep, self.step).paused() if self._pauses else ()
 
     def is_behind(self, committed: Mapping[str, int | None]) -> bool:
         """Whether another worker has carried this partition on since, or the machine lost its last writes."""
@@ -82,6 +93,13 @@ class Partition:
         """Forget the state; it is rebuilt from the committed offsets."""
         self.store.wipe()
         self.step = self._make_step(self.number, ())
+
+    def begin(self, committed: Mapping[str, int | None]) -> None:
+        """Reading begins anew, at the stored offsets or else the committed ones: what was on its way comes again."""
+        self.begun_at = {topic: offset for topic, offset in committed.items() if offset is not None}
+        self.holes.clear()
+        self.life.clear()
+        self.waiting.clear()
 
 
 class Stage:
@@ -106,19 +124,32 @@ class Stage:
         self._topic_ids = topic_ids
         self._clock_s = clock_s
         self._lock = asyncio.Lock()
+        self._generation: int | None = None
+        """Of the group, when it gave this worker the partitions that are open; None while it rebalances, and another may have them."""
+        self._rebalances = 0
         self.metrics = StageMetrics(name, self.looks)
 
-    def positions(self, committed: Mapping[TP, int | None]) -> dict[TP, int]:
+    async def on_revoked(self) -> None:
+        """Finish the batch in hand; from then on nothing is applied, sent or committed."""
+        self._rebalances += 1
+        async with self._lock:
+            self._generation = None
+
+    async def on_assigned(self, committed: Mapping[TP, int | None]) -> dict[TP, int]:
         """Open what is assigned, close what is not, and say from where to read on."""
         by_partition: dict[int, dict[str, int | None]] = {}
         for tp, offset in committed.items():
             by_partition.setdefault(tp.partition, {})[tp.topic] = offset
-        for number in self.partitions.keys() - by_partition.keys():
-            self.partitions.pop(number).store.close()
+        topics, rebalances = {tp.topic for tp in committed}, self._rebalances
         try:
-            topic_ids = self._topic_ids({tp.topic for tp in committed}) if committed else {}
-            for number, offsets in by_partition.items():
-                self._open(number, offsets, topic_ids)
+            topic_ids = await asyncio.to_thread(self._topic_ids, topics) if topics else {}
+            async with self._lock:
+                for number in self.partitions.keys() - by_partition.keys():
+                    self.partitions.pop(number).store.close()
+                for number, offsets in by_partition.items():
+                    self._open(number, offsets, topic_ids)
+                if rebalances == self._rebalances:  # else they are revoked already
+                    self._generation = self._consumer().generation
         except Exception as error:
             stop_at_once(error)
         return {
@@ -143,10 +174,8 @@ class Stage:
             )
             partition.start_anew()
             partition.belongs_to(topic_ids)
-        partition.holes.clear()
-        partition.life.clear()
-        partition.waiting.clear()
-        self._hold_paused(partition)
+        partition.begin(committed)
+        self._hold(partition)
         log.info("%s %d: opened at %s", self.name, number, partition.store.offsets or "the committed offsets")
 
     async def on_batch(self, event: Any) -> None:
@@ -154,19 +183,20 @@ class Stage:
         tp = event.message.tp
         async with self._lock:
             partition = self.partitions.get(tp.partition)
-            if partition is None:
-                return  # revoked while the batch waited; its new owner reads it
+            if partition is None or event.message.generation_id != self._generation:
+                return  # revoked while the batch waited: it is read again, here or by the next owner
             try:
+                self._hold(partition)
                 if tp.topic in partition.waiting:
                     partition.waiting[tp.topic].append(event.value)
                 else:
                     await self._apply(partition, tp, event.value)
-                    await self._pause_and_resume(partition)
+                    await self._release(partition)
             except Exception as error:
                 stop_at_once(error)
 
     async def _apply(self, partition: Partition, tp: TP, batch: list[Any]) -> None:
-        covered = partition.store.offsets.get(tp.topic)
+        covered = partition.covered(tp.topic)
         if covered is not None and await self._is_hole(partition, tp, batch, covered):
             return
         records = [Record(r.offset, r.timestamp, r.value or b"") for r in batch if covered is None or r.offset >= covered]
@@ -180,27 +210,30 @@ class Stage:
         partition.lag_s = max(0.0, done_s - partition.last_arrival_s)
         self.metrics.observe_batch(tp.topic, max(0.0, done_s - now_ms / 1000))
 
-    def _hold_paused(self, partition: Partition) -> Collection[str]:
-        """Have nothing more fetched of the topics that the step does not want, and give them."""
-        paused = partition.step.paused() if isinstance(partition.step, PausingStep) else ()
-        for topic in paused:
+    def _hold(self, partition: Partition) -> Collection[str]:
+        """Have nothing more fetched of the topics that cannot be applied now, and give them: what the step does not want, or all of them.
+
+        A worker that was frozen, or is cut off, may have been replaced without knowing: until the group has answered it is no owner.
+        """
+        held = partition.paused() if self._consumer().is_member() else partition.topics
+        for topic in held:
             if topic not in partition.waiting:
                 partition.waiting[topic] = deque()
                 self._consumer().hold(TP(topic, partition.number))
-        return paused
+        return held
 
-    async def _pause_and_resume(self, partition: Partition) -> None:
-        """Hold back what the step does not want, and let it have what waits of what it wants again."""
+    async def _release(self, partition: Partition) -> None:
+        """Hold what cannot be applied, and apply what waits of that which can be again."""
         while True:
-            paused = self._hold_paused(partition)
-            resumed = next((topic for topic in partition.waiting if topic not in paused), None)
-            if resumed is None:
+            held = self._hold(partition)
+            released = next((topic for topic in partition.waiting if topic not in held), None)
+            if released is None:
                 return
-            if partition.waiting[resumed]:
-                await self._apply(partition, TP(resumed, partition.number), partition.waiting[resumed].popleft())
+            if partition.waiting[released]:
+                await self._apply(partition, TP(released, partition.number), partition.waiting[released].popleft())
             else:
-                del partition.waiting[resumed]
-                self._consumer().release(TP(resumed, partition.number))
+                del partition.waiting[released]
+                self._consumer().release(TP(released, partition.number))
 
     async def _is_hole(self, partition: Partition, tp: TP, batch: list[Any], covered: int) -> bool:
         """Whether records are missing in front of this batch: then they are read again. A hole that is there again is the topic's own.
@@ -224,13 +257,18 @@ class Stage:
         """Let time pass on every partition."""
         async with self._lock:
             try:
-                for partition in self.partitions.values():
-                    now_s = self._clock_s()
-                    unread = [topic for topic in partition.topics if not self._is_read_to_its_end(topic, partition, now_s)]
-                    await self._carry_out(partition, partition.step.tick(int(now_s * 1000), unread), {})
-                    await self._pause_and_resume(partition)
+                for partition in self.partitions.values() if self._generation is not None else ():
+                    await self._release(partition)
+                    if self._consumer().is_member():
+                        await self._tick(partition)
             except Exception as error:
                 stop_at_once(error)
+
+    async def _tick(self, partition: Partition) -> None:
+        now_s = self._clock_s()
+        unread = [topic for topic in partition.topics if not self._is_read_to_its_end(topic, partition, now_s)]
+        await self._carry_out(partition, partition.step.tick(int(now_s * 1000), unread), {})
+        await self._release(partition)
 
     def _is_read_to_its_end(self, topic: str, partition: Partition, now_s: float) -> bool:
         at_s = self._consumer().caught_up_at_s(TP(topic, partition.number))
@@ -247,7 +285,7 @@ class Stage:
                 tp = TP(topic, partition.number)
                 life = partition.store.offsets.get(topic), self._consumer().caught_up_at_s(tp)
                 last, looks = partition.life.get(topic, (None, 0))
-                looks = looks + 1 if life == last and tp in assigned and topic not in partition.waiting else 0
+                looks = looks + 1 if life == last and tp in assigned and topic not in partition.paused() else 0
                 partition.life[topic] = life, looks
                 if looks >= STALL_LOOKS:
                     stop_at_once(ConfigError(f"{self.name} {topic} {partition.number}: the consumer stalled, or no broker answers it"))

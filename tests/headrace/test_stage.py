@@ -82,6 +82,11 @@ class World:
         self.caught_up_s: float | None = None
         self.assigned = {TP0}
         self.held: set[TP] = set()
+        self.generation = 1
+        self.member = True
+
+    def is_member(self) -> bool:
+        return self.member
 
     def hold(self, tp: TP) -> None:
         self.held.add(tp)
@@ -120,16 +125,16 @@ def start(world: World, folder: Path, now_s: float = 5.0, make_step: type[Double
     )  # type: ignore[arg-type]
 
 
-def batch(*values: bytes, first: int = 0) -> Any:
+def batch(*values: bytes, first: int = 0, generation: int = 1) -> Any:
     records = [SimpleNamespace(offset=first + place, timestamp=4_000, value=value) for place, value in enumerate(values)]
-    return SimpleNamespace(message=SimpleNamespace(tp=TP0), value=records)
+    return SimpleNamespace(message=SimpleNamespace(tp=TP0, generation_id=generation), value=records)
 
 
 async def test_a_batch_is_sent_stored_and_committed_up_to_what_is_still_needed(tmp_path: Path) -> None:
     world = World()
     stage = start(world, tmp_path)
 
-    assert stage.positions({TP0: None}) == {}
+    assert await stage.on_assigned({TP0: None}) == {}
     await stage.on_batch(batch(b"a", b"b", b"c"))
 
     assert world.sent == [("out", b"aa"), ("out", b"bb"), ("out", b"cc")]
@@ -144,7 +149,7 @@ async def test_a_batch_is_sent_stored_and_committed_up_to_what_is_still_needed(t
 async def test_a_crash_at_any_step_ends_in_the_state_of_a_run_without_one(tmp_path: Path, crash_at: str) -> None:
     world = World()
     stage = start(world, tmp_path)
-    stage.positions({TP0: None})
+    await stage.on_assigned({TP0: None})
     await stage.on_batch(batch(b"a"))
     world.crash_at = crash_at
     with pytest.raises(Crash):
@@ -153,7 +158,7 @@ async def test_a_crash_at_any_step_ends_in_the_state_of_a_run_without_one(tmp_pa
     world.crash_at = ""
 
     stage = start(world, tmp_path)
-    position = stage.positions({TP0: world.committed.get(TP0)}).get(TP0, 0)
+    position = (await stage.on_assigned({TP0: world.committed.get(TP0)})).get(TP0, 0)
     log = [b"a", b"b", b"c"]
     await stage.on_batch(batch(*log[min(position, 2) :], first=min(position, 2)))
 
@@ -167,7 +172,7 @@ async def test_a_crash_at_any_step_ends_in_the_state_of_a_run_without_one(tmp_pa
 
 async def test_records_that_the_state_covers_are_not_applied_again(tmp_path: Path) -> None:
     stage = start(World(), tmp_path)
-    stage.positions({TP0: None})
+    await stage.on_assigned({TP0: None})
     await stage.on_batch(batch(b"a", b"b"))
 
     await stage.on_batch(batch(b"a", b"b", b"c"))
@@ -179,19 +184,19 @@ async def test_records_that_the_state_covers_are_not_applied_again(tmp_path: Pat
 async def test_without_its_disk_a_worker_begins_at_the_committed_offset(tmp_path: Path) -> None:
     stage = start(World(), tmp_path)
 
-    assert stage.positions({TP0: 40}) == {}
+    assert await stage.on_assigned({TP0: 40}) == {}
     stage.close()
 
 
 async def test_state_that_another_worker_has_overtaken_is_rebuilt(tmp_path: Path) -> None:
     stage = start(World(), tmp_path)
-    stage.positions({TP0: None})
+    await stage.on_assigned({TP0: None})
     await stage.on_batch(batch(b"a", b"b"))
     stage.close()
 
     stage = start(World(), tmp_path)
 
-    assert stage.positions({TP0: 40}) == {}
+    assert await stage.on_assigned({TP0: 40}) == {}
     assert stage.looks()[0][1]["values"] == 0.0
     stage.close()
 
@@ -199,11 +204,11 @@ async def test_state_that_another_worker_has_overtaken_is_rebuilt(tmp_path: Path
 async def test_a_partition_that_comes_back_keeps_its_open_state_and_one_that_does_not_is_closed(tmp_path: Path) -> None:
     stage = start(World(), tmp_path)
     other = TP(TOPIC, 1)
-    stage.positions({TP0: None, other: None})
+    await stage.on_assigned({TP0: None, other: None})
     await stage.on_batch(batch(b"a"))
     step = stage.partitions[0].step
 
-    assert stage.positions({TP0: 0}) == {TP0: 1}
+    assert await stage.on_assigned({TP0: 0}) == {TP0: 1}
 
     assert stage.partitions[0].step is step
     assert 1 not in stage.partitions
@@ -213,7 +218,7 @@ async def test_a_partition_that_comes_back_keeps_its_open_state_and_one_that_doe
 async def test_a_hole_in_front_of_a_batch_is_read_again_once(tmp_path: Path) -> None:
     world = World()
     stage = start(world, tmp_path)
-    stage.positions({TP0: None})
+    await stage.on_assigned({TP0: None})
     await stage.on_batch(batch(b"a"))
 
     await stage.on_batch(batch(b"d", first=3))
@@ -230,7 +235,7 @@ async def test_a_hole_in_front_of_a_batch_is_read_again_once(tmp_path: Path) -> 
 async def test_a_hole_that_grows_while_it_is_read_again_is_passed_over_in_the_end(tmp_path: Path) -> None:
     world = World()
     stage = start(world, tmp_path)
-    stage.positions({TP0: None})
+    await stage.on_assigned({TP0: None})
     await stage.on_batch(batch(b"a"))
 
     await stage.on_batch(batch(b"d", b"e", first=3))
@@ -246,16 +251,16 @@ async def test_state_of_a_topic_that_was_created_anew_is_refused(tmp_path: Path,
     world = World()
     world.topic_ids = {TOPIC: "first"}
     stage = start(world, tmp_path)
-    stage.positions({TP0: None})
+    await stage.on_assigned({TP0: None})
     await stage.on_batch(batch(b"a"))
-    assert stage.positions({TP0: None}) == {TP0: 1}
+    assert await stage.on_assigned({TP0: None}) == {TP0: 1}
     stage.close()
 
     monkeypatch.setattr("headrace.stage.stop_at_once", raise_it)
     world.topic_ids = {TOPIC: "second"}
     stage = start(world, tmp_path)
     with pytest.raises(ConfigError, match=r"test/0 belongs to an earlier topic exposures .*: remove .*/test to begin"):
-        stage.positions({TP0: None})
+        await stage.on_assigned({TP0: None})
     stage.close()
 
 
@@ -269,7 +274,7 @@ async def test_a_topic_is_silent_only_where_the_broker_said_lately_that_it_is_re
 ) -> None:
     world = World()
     stage = start(world, tmp_path, now_s=7.0)
-    stage.positions({TP0: None})
+    await stage.on_assigned({TP0: None})
     world.caught_up_s = caught_up_at_s
 
     await stage.on_tick()
@@ -286,7 +291,7 @@ async def test_a_partition_without_life_ends_the_process_and_one_with_some_does_
     monkeypatch.setattr("headrace.stage.stop_at_once", raise_it)
     world = World()
     stage = start(world, tmp_path)
-    stage.positions({TP0: None})
+    await stage.on_assigned({TP0: None})
     for second in range(6):  # nothing comes, and the broker says so
         world.caught_up_s = float(second)
         await stage.on_watch()
@@ -309,7 +314,7 @@ async def test_a_partition_without_life_ends_the_process_and_one_with_some_does_
 async def test_refused_records_are_dead_letters_and_the_stream_goes_on(tmp_path: Path) -> None:
     world = World()
     stage = start(world, tmp_path)
-    stage.positions({TP0: None})
+    await stage.on_assigned({TP0: None})
 
     await stage.on_batch(batch(b"a", b"bad", b"c"))
 
@@ -321,7 +326,7 @@ async def test_refused_records_are_dead_letters_and_the_stream_goes_on(tmp_path:
 async def test_time_passes_on_every_partition(tmp_path: Path) -> None:
     world = World()
     stage = start(world, tmp_path, now_s=7.0)
-    stage.positions({TP0: None})
+    await stage.on_assigned({TP0: None})
 
     await stage.on_tick()
 
@@ -332,7 +337,7 @@ async def test_time_passes_on_every_partition(tmp_path: Path) -> None:
 async def test_a_topic_that_a_step_does_not_want_is_held_and_what_is_on_its_way_waits(tmp_path: Path) -> None:
     world = World()
     stage = start(world, tmp_path, make_step=Sated)
-    stage.positions({TP0: None})
+    await stage.on_assigned({TP0: None})
     step = stage.partitions[0].step
     assert isinstance(step, Sated)
 
@@ -363,12 +368,12 @@ async def test_a_topic_that_a_step_does_not_want_is_held_and_what_is_on_its_way_
 async def test_what_waits_of_a_paused_topic_is_read_again_after_a_new_assignment(tmp_path: Path) -> None:
     world = World()
     stage = start(world, tmp_path, make_step=Sated)
-    stage.positions({TP0: None})
+    await stage.on_assigned({TP0: None})
     await stage.on_batch(batch(b"full"))
     await stage.on_batch(batch(b"b", first=1))
 
     world.held.clear()  # as an assignment does
-    assert stage.positions({TP0: None}) == {TP0: 1}
+    assert await stage.on_assigned({TP0: None}) == {TP0: 1}
 
     step = stage.partitions[0].step
     assert isinstance(step, Sated)
@@ -385,7 +390,7 @@ async def test_a_paused_partition_is_not_taken_for_a_stalled_one(tmp_path: Path,
     monkeypatch.setattr("headrace.stage.stop_at_once", raise_it)
     world = World()
     stage = start(world, tmp_path, make_step=Sated)
-    stage.positions({TP0: None})
+    await stage.on_assigned({TP0: None})
     await stage.on_batch(batch(b"full"))
     for _ in range(6):
         await stage.on_watch()
