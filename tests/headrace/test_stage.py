@@ -1,5 +1,6 @@
 """The order in which a stage applies, sends, stores and commits, and what a crash in between leaves."""
 
+import asyncio
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -84,6 +85,7 @@ class World:
         self.held: set[TP] = set()
         self.generation = 1
         self.member = True
+        self.acknowledge: asyncio.Event | None = None
 
     def is_member(self) -> bool:
         return self.member
@@ -104,6 +106,8 @@ class World:
         if self.crash_at == "send":
             raise Crash
         self.sent += [(topic, value) for topic, _, value in messages]
+        if self.acknowledge is not None:
+            await self.acknowledge.wait()
         if self.crash_at == "store":
             raise Crash
 
@@ -403,3 +407,113 @@ async def test_a_paused_partition_is_not_taken_for_a_stalled_one(tmp_path: Path,
         for _ in range(6):
             await stage.on_watch()
     stage.close()
+
+
+async def test_a_worker_that_the_group_has_not_heard_applies_and_sends_nothing_until_it_has(tmp_path: Path) -> None:
+    world = World()
+    stage = start(world, tmp_path, now_s=7.0)
+    await stage.on_assigned({TP0: None})
+    await stage.on_batch(batch(b"a"))
+
+    world.member = False  # frozen, or cut off: another worker may have the partition
+    await stage.on_batch(batch(b"b", first=1))
+    await stage.on_batch(batch(b"c", first=2))
+    await stage.on_tick()
+    assert world.sent == [("out", b"aa")]
+    assert world.held == {TP0}
+    assert stage.partitions[0].store.offsets == {TOPIC: 1}
+
+    world.member = True
+    await stage.on_tick()
+    assert world.sent == [("out", b"aa"), ("out", b"bb"), ("out", b"cc"), ("out", b"tick 7000")]
+    assert world.held == set()
+    stage.close()
+
+
+async def test_a_worker_that_is_cut_off_for_long_is_stalled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headrace.stage.stop_at_once", raise_it)
+    world = World()
+    stage = start(world, tmp_path)
+    await stage.on_assigned({TP0: None})
+    world.member = False
+    await stage.on_tick()
+    with pytest.raises(ConfigError, match="stalled"):
+        for _ in range(6):
+            await stage.on_watch()
+    stage.close()
+
+
+async def test_nothing_is_applied_while_the_group_rebalances(tmp_path: Path) -> None:
+    world = World()
+    stage = start(world, tmp_path, now_s=7.0)
+    await stage.on_assigned({TP0: None})
+    await stage.on_batch(batch(b"a"))
+
+    await stage.on_revoked()
+    await stage.on_batch(batch(b"b", first=1))
+    await stage.on_tick()
+    assert world.sent == [("out", b"aa")]
+
+    world.generation = 2
+    assert await stage.on_assigned({TP0: None}) == {TP0: 1}
+    await stage.on_batch(batch(b"b", first=1))  # of the generation before: it waited for its turn
+    assert world.sent == [("out", b"aa")]
+    await stage.on_batch(batch(b"b", first=1, generation=2))
+    assert world.sent == [("out", b"aa"), ("out", b"bb")]
+    stage.close()
+
+
+async def test_a_revoke_waits_for_the_batch_in_hand(tmp_path: Path) -> None:
+    world = World()
+    stage = start(world, tmp_path)
+    await stage.on_assigned({TP0: None})
+    world.acknowledge = asyncio.Event()
+    in_hand = asyncio.create_task(stage.on_batch(batch(b"a")))
+    await asyncio.sleep(0)
+    revoked = asyncio.create_task(stage.on_revoked())
+    queued = asyncio.create_task(stage.on_batch(batch(b"b", first=1)))
+    await asyncio.sleep(0)
+    assert not revoked.done()
+
+    world.acknowledge.set()
+    await asyncio.gather(in_hand, revoked, queued)
+
+    assert world.sent == [("out", b"aa")]
+    assert stage.partitions[0].store.offsets == {TOPIC: 1}
+    assert world.committed == {TP0: 0}
+    stage.close()
+
+
+async def test_an_assignment_that_is_revoked_before_it_is_open_owns_nothing(tmp_path: Path) -> None:
+    world = World()
+    stage = start(world, tmp_path)
+    assigned = asyncio.create_task(stage.on_assigned({TP0: None}))
+    await asyncio.sleep(0)
+    await stage.on_revoked()
+    await assigned
+
+    await stage.on_batch(batch(b"a"))
+    assert world.sent == []
+    stage.close()
+
+
+async def test_a_record_lost_before_the_first_batch_of_a_committed_offset_is_read_again(tmp_path: Path) -> None:
+    world = World()
+    stage = start(world, tmp_path)
+    await stage.on_assigned({TP0: 2})
+
+    await stage.on_batch(batch(b"e", first=4))
+    assert (world.sought, world.sent) == ([(TP0, 2)], [])
+    stage.close()
+
+
+async def test_the_last_partition_that_goes_is_closed(tmp_path: Path) -> None:
+    stage = start(World(), tmp_path)
+    await stage.on_assigned({TP0: None})
+    await stage.on_revoked()
+    assert await stage.on_assigned({}) == {}
+
+    assert stage.partitions == {}
+    other = start(World(), tmp_path)
+    await other.on_assigned({TP0: None})  # the folder is free for another worker
+    other.close()
