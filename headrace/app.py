@@ -49,7 +49,7 @@ def add_stage(app: faust.App, name: str, settings: StreamSettings, make_step: Ma
     """A stage whose partitions follow the application's assignment; its agents hand it their batches."""
     producer = StreamProducer(settings.broker)
     stage = Stage(name, settings.state_dir, make_step, producer, lambda: app.consumer, partial(topic_ids, settings.broker))
-    app.transport.positions = stage.positions
+    app.transport.owner = stage
 
     @app.timer(interval=TICK_S, name=f"{name}.tick")
     async def _tick() -> None:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from schemas.dead_letter import DeadLetter
 
@@ -61,6 +61,17 @@ class PartitionStep(Protocol):
     def gauges(self) -> Mapping[str, float]:
         """What the step looks like now: watermark_ms, open_pages and such, for /metrics."""
         ...
+
+
+@runtime_checkable
+class PausingStep(PartitionStep, Protocol):
+    """A step that can do without a topic for a while, so as not to hold more than it wants in memory.
+
+    `paused` is asked after every apply and tick. A topic that it names is not fetched any more, and `apply` sees nothing of it until
+    it is named no longer; then it goes on where it was. What waits in it is not silence: `tick` has it among the unread topics.
+    """
+
+    def paused(self) -> Collection[str]: ...
 
 
 class StoredRows(Protocol):
