@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
+from headrace.memory_rows import InMemory
 from headrace.step import Record
 from joiner.join import PartitionJoin
 from joiner.settings import JoinerSettings
@@ -120,7 +122,7 @@ def _in_batches(exposures: list[tuple[int, bytes]], reactions: list[tuple[int, b
 
 def run_headrace(log: Log) -> Run:
     """The joiner's step; what it would store is made and dropped."""
-    step, sent, meter = PartitionJoin(JoinerSettings(join_window_ms=WINDOW_MS), 0, []), [], _Meter()
+    step, sent, meter = InMemory(partial(PartitionJoin, JoinerSettings(join_window_ms=WINDOW_MS), 0)), [], _Meter()
     for topic, records, now_ms in log.batches:
         sent += step.apply(topic, records, now_ms).outputs
         meter.look()

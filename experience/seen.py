@@ -30,6 +30,11 @@ class SeenPages:
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._ids
 
+    @property
+    def first_offset(self) -> int | None:
+        """Where the oldest delivery lies whose ids are remembered: whoever must know them again reads from there."""
+        return int.from_bytes(self._blocks[0][0][len(PREFIX) :], "big") if self._blocks else None
+
     def add(self, request_id: str) -> None:
         self._ids.add(request_id)
 

@@ -213,7 +213,9 @@ class PartitionSessions:
         outcome.outputs = self._outputs(instances)
         if instances:
             outcome.counts[Count("out", TRANSITIONS)] += len(instances)
-        outcome.needed_from[SAMPLES] = next(iter(self._held), self._clock.next_offset)
+        # Of what was seen, too: a page that the joiner sends again would be taken for a new one, in the middle of somebody's session.
+        next_offset, seen_from = self._clock.next_offset, self._seen.first_offset
+        outcome.needed_from[SAMPLES] = min(next(iter(self._held), next_offset), next_offset if seen_from is None else seen_from)
 
     def _outputs(self, instances: list[Instance]) -> list[Output]:
         """One message a batch. Each promises only what the ones after it keep too."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import faust
 
+from headrace.instance import claim, knows_named_members
 from headrace.metrics import StageMetrics
 from headrace.producer import StreamProducer
 from headrace.settings import StreamSettings
@@ -18,7 +19,11 @@ WEB_PORTS = {"joiner": 6066, "experience": 6067, "trainer": 6068, "monitor": 606
 
 
 def create_app(name: str, settings: StreamSettings, web_port: int) -> faust.App:
-    """A Faust application whose agents get batches. Its consumer group is <prefix>-<name>."""
+    """A Faust application whose agents get batches; its consumer group is <prefix>-<name>.
+
+    Raises ConfigError where another worker has its state folder, it cannot be written, or no broker answers.
+    """
+    instance = claim(settings.state_dir / name)
     return faust.App(
         f"{settings.group_prefix}-{name}",
         broker=[f"headrace://{host}" for host in settings.broker.split(",")],
@@ -32,11 +37,13 @@ def create_app(name: str, settings: StreamSettings, web_port: int) -> faust.App:
         web_host=settings.web_host,
         web_bind=settings.web_host,
         web_port=web_port,
+        web_stats_enabled=True,
         stream_buffer_maxsize=16,
         stream_wait_empty=False,
         broker_max_poll_records=5000,
         consumer_max_fetch_size=settings.fetch_max_bytes,
         consumer_auto_offset_reset="earliest",
+        consumer_group_instance_id=instance if knows_named_members(settings.broker) else None,
         broker_session_timeout=settings.session_timeout_s,
         broker_rebalance_timeout=settings.session_timeout_s,
         broker_heartbeat_interval=settings.heartbeat_interval_s,
@@ -49,7 +56,7 @@ def add_stage(app: faust.App, name: str, settings: StreamSettings, make_step: Ma
     """A stage whose partitions follow the application's assignment; its agents hand it their batches."""
     producer = StreamProducer(settings.broker)
     stage = Stage(name, settings.state_dir, make_step, producer, lambda: app.consumer, partial(topic_ids, settings.broker))
-    app.transport.positions = stage.positions
+    app.transport.owner = stage
 
     @app.timer(interval=TICK_S, name=f"{name}.tick")
     async def _tick() -> None:

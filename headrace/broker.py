@@ -16,6 +16,7 @@ from confluent_kafka.admin import AdminClient
 from kafka import KafkaAdminClient
 from kafka.errors import TopicAlreadyExistsError
 
+from headrace.instance import EMBEDDED_CLUSTER_ID
 from headrace.orphans import end_with_parent
 from headrace.settings import ConfigError, StreamSettings
 from schemas.topics import MAX_EVENT_BYTES, TOPICS
@@ -143,7 +144,7 @@ def embedded(port: int, log_file: Path) -> LocalBroker:
         "--storage-engine",
         "memory://tansu/",
         "--kafka-cluster-id",
-        "headrace",
+        EMBEDDED_CLUSTER_ID,
     ]
     return LocalBroker("embedded", command, port, log_file)
 

@@ -119,11 +119,13 @@ def simulate(
     """Send simulated users to a running system: they ask the API for pages, click, and send exposures and feedback."""
     from headrace import broker as brokers
     from headrace.simulate import simulate as run_users
-    from headrace.simulate_settings import SimulateSettings
+    from headrace.simulate_settings import SimulateSettings, require_json
     from joiner.settings import JoinerSettings
 
     settings = load(SimulateSettings, **({} if api is None else {"api": api}))
-    limit = load(JoinerSettings).max_event_bytes
+    joiner = load(JoinerSettings)
+    require_json(settings, joiner)
+    limit = joiner.max_event_bytes
     broker = load(StreamSettings).broker
     brokers.require(broker)
     counts = run_users(settings, broker=broker, minutes=minutes, seed=seed, metrics_port=metrics_port, max_event_bytes=limit)
@@ -157,13 +159,15 @@ def tap(
         float | None, typer.Option(min=0.1, help="stop when nothing came for so long; never with --follow, unless given")
     ] = None,
 ) -> None:
-    """Print a topic as JSON lines: record batches row by row, unopened messages opened."""
+    """Print a topic as JSON lines, whatever its format: record batches row by row, unopened messages opened."""
     from headrace import broker as brokers
     from headrace.tap import tap as tapped
+    from joiner.input_format import event_formats
+    from joiner.settings import JoinerSettings
 
-    settings = load(StreamSettings)
+    settings, formats = load(StreamSettings), event_formats(load(JoinerSettings))
     brokers.require(settings.broker)
-    for line in tapped(settings, topic, not follow, limit, idle_s if idle_s is not None or follow else 3.0):
+    for line in tapped(settings, formats, topic, not follow, limit, idle_s if idle_s is not None or follow else 3.0):
         typer.echo(line)
 
 
@@ -314,6 +318,21 @@ def bench_join(
     from benchmarks.join_in_memory import show
 
     report = bench(events=events, rounds=rounds)
+    show(report)
+    write_json(json_file, report)
+
+
+@bench_app.command(name="formats")
+def bench_formats(
+    events: Annotated[int, typer.Option(min=1000, help="exposures")] = 100_000,
+    rounds: Annotated[int, typer.Option(min=1, help="alternating rounds; medians are reported")] = 3,
+    json_file: JsonFile = None,
+) -> None:
+    """The join of JSON, MessagePack and Avro events in memory, beside the plain decoder of each."""
+    from benchmarks.formats import main as bench
+    from benchmarks.formats import show
+
+    report = bench(exposures=events, rounds=rounds)
     show(report)
     write_json(json_file, report)
 

@@ -25,8 +25,10 @@ from headrace.json_file import write_json
 from headrace.metrics import Page
 from headrace.policy_settings import PolicySettings
 from headrace.settings import CONFIG_VARIABLE, ConfigError, StreamSettings, load
+from headrace.simulate_settings import SimulateSettings, require_json
 from headrace.step import Count
 from headrace.supervisor import Supervisor
+from joiner.settings import JoinerSettings
 from serving.commands import open_store
 from serving.versions import Judgement
 
@@ -136,6 +138,7 @@ def run_demo(minutes: float, broker_name: str, seed: int, json_file: str | None,
         environment = _environment(folder, broker_name, address, seed)
         os.environ.update(environment)
         list(effective())  # a wrong setting is told here, in one line, and not by a worker that never gets ready
+        require_json(load(SimulateSettings), load(JoinerSettings))
         broker.create_topics(load(StreamSettings))
         loop = Loop(folder, environment, seed)
         stack.callback(loop.supervisor.stop)

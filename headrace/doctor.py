@@ -12,6 +12,7 @@ MIN_FREE_BYTES = 1 << 30
 PACKAGES = (
     "pydantic_settings",
     "msgspec",
+    "fastavro",
     "faust",
     "aiokafka",
     "confluent_kafka",

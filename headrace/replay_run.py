@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from experience.sessions import PartitionSessions
 from experience.settings import ExperienceSettings
 from headrace import __version__, replay_folder
 from headrace.logs.recorded_log import RecordedLog
+from headrace.memory_rows import InMemory
 from headrace.policy_settings import PolicySettings
 from headrace.replay_report import FeatureCoverage, RowLedger, Tally
 from headrace.runner import CHUNK_EVENTS, Emitted, Event, InProcess, chunks
@@ -68,7 +70,8 @@ class ReplayRun:
         self._ledger = RowLedger(log)
         self._tally = Tally()
         self._coverage = FeatureCoverage(settings.policy.features)
-        self._chain = InProcess(PartitionJoin(settings.joiner, 0, []), PartitionSessions(settings.experience, 0, []), self._now_ms)
+        join = InMemory(partial(PartitionJoin, settings.joiner, 0))
+        self._chain = InProcess(join, PartitionSessions(settings.experience, 0, []), self._now_ms)
         self._worker = Worker(settings.trainer, settings.policy, settings.policy.model_dir, __version__, seed)
         self._trainer_counts: Counter[Count] = Counter()
         # By topic, the row of the log at each offset.

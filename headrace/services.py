@@ -46,9 +46,11 @@ def run_service(service: str, web_port: int | None, log_level: str) -> None:
 
 
 def run_serving(log_level: str) -> None:
-    """Run the serving API."""
+    """Run the serving API. What it writes into a topic is what the joiner reads there."""
+    from joiner.input_format import event_formats
+    from joiner.settings import JoinerSettings
     from serving.server import run as run_server
     from serving.settings import ServingSettings
 
     configure_logging(log_level)
-    run_server(load(ServingSettings), load(PolicySettings), load(StreamSettings))
+    run_server(load(ServingSettings), load(PolicySettings), load(StreamSettings), event_formats(load(JoinerSettings)))

@@ -2,7 +2,8 @@
 
 from pydantic import Field
 
-from headrace.settings import Section
+from headrace.settings import ConfigError, Section
+from joiner.settings import JoinerSettings
 
 
 class SimulateSettings(Section):
@@ -36,3 +37,13 @@ class SimulateSettings(Section):
     timeout_s: float = Field(5.0, gt=0, description="longest wait for an answer of the API")
     backoff_s: float = Field(0.1, gt=0, description="wait before the second attempt; it doubles up to 2 s")
     shutdown_timeout_s: float = Field(10.0, gt=0, description="how long the end waits for the last events to be taken")
+
+
+def require_json(users: SimulateSettings, joiner: JoinerSettings) -> None:
+    """Raises ConfigError where users would write JSON straight to a topic that holds another format."""
+    for name, topic_format in (("exposure_format", joiner.exposure_format), ("feedback_format", joiner.feedback_format)):
+        if users.topic_share and topic_format != "json":
+            raise ConfigError(
+                f"setting simulate.topic_share = {users.topic_share}: these users write JSON to the topics, but joiner.{name} is "
+                f"{topic_format!r}; 0 lets all of them send through the API, which writes each topic in its format"
+            )

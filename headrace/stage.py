@@ -9,17 +9,17 @@ import asyncio
 import logging
 import os
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from faust.types import TP
 
 from headrace.metrics import StageMetrics
 from headrace.producer import StreamProducer
 from headrace.settings import ConfigError
-from headrace.step import Count, MakeStep, Outcome, PartitionStep, Record
+from headrace.step import Count, MakeStep, Outcome, PartitionStep, PausingStep, Record
 from headrace.store import PartitionStore
 from headrace.transport import BatchConsumer
 from schemas.codec import encode_json
@@ -54,11 +54,24 @@ class Partition:
         self.topics = frozenset(topics)
         self.store = PartitionStore(folder)
         self._make_step = make_step
-        self.step: PartitionStep = make_step(number, self.store.rows())
+        self.step: PartitionStep = make_step(number, self.store)
+        self._pauses = isinstance(self.step, PausingStep)
         self.lag_s = 0.0
         self.last_arrival_s: float | None = None
+        self.begun_at: dict[str, int] = {}
+        """Where reading of a topic began that the stored offsets do not name yet."""
         self.holes: dict[str, set[int]] = {}
         self.life: dict[str, tuple[Any, int]] = {}
+        self.waiting: dict[str, deque[Any]] = {}
+        """By topic that is held, the batches that were on their way when it was: they are applied when it is released."""
+
+    def covered(self, topic: str) -> int | None:
+        """The next offset to apply, where it is known."""
+        return self.store.offsets.get(topic, self.begun_at.get(topic))
+
+    def paused(self) -> Collection[str]:
+        """The topics that the step does not want now."""
+        return cast(PausingStep, self.step).paused() if self._pauses else ()
 
     def is_behind(self, committed: Mapping[str, int | None]) -> bool:
         """Whether another worker has carried this partition on since, or the machine lost its last writes."""
@@ -79,7 +92,14 @@ class Partition:
     def start_anew(self) -> None:
         """Forget the state; it is rebuilt from the committed offsets."""
         self.store.wipe()
-        self.step = self._make_step(self.number, ())
+        self.step = self._make_step(self.number, self.store)
+
+    def begin(self, committed: Mapping[str, int | None]) -> None:
+        """Reading begins anew, at the stored offsets or else the committed ones: what was on its way comes again."""
+        self.begun_at = {topic: offset for topic, offset in committed.items() if offset is not None}
+        self.holes.clear()
+        self.life.clear()
+        self.waiting.clear()
 
 
 class Stage:
@@ -104,19 +124,32 @@ class Stage:
         self._topic_ids = topic_ids
         self._clock_s = clock_s
         self._lock = asyncio.Lock()
+        self._generation: int | None = None
+        """Of the group, when it gave this worker the partitions that are open; None while it rebalances, and another may have them."""
+        self._rebalances = 0
         self.metrics = StageMetrics(name, self.looks)
 
-    def positions(self, committed: Mapping[TP, int | None]) -> dict[TP, int]:
+    async def on_revoked(self) -> None:
+        """Finish the batch in hand; from then on nothing is applied, sent or committed."""
+        self._rebalances += 1
+        async with self._lock:
+            self._generation = None
+
+    async def on_assigned(self, committed: Mapping[TP, int | None]) -> dict[TP, int]:
         """Open what is assigned, close what is not, and say from where to read on."""
         by_partition: dict[int, dict[str, int | None]] = {}
         for tp, offset in committed.items():
             by_partition.setdefault(tp.partition, {})[tp.topic] = offset
-        for number in self.partitions.keys() - by_partition.keys():
-            self.partitions.pop(number).store.close()
+        topics, rebalances = {tp.topic for tp in committed}, self._rebalances
         try:
-            topic_ids = self._topic_ids({tp.topic for tp in committed}) if committed else {}
-            for number, offsets in by_partition.items():
-                self._open(number, offsets, topic_ids)
+            topic_ids = await asyncio.to_thread(self._topic_ids, topics) if topics else {}
+            async with self._lock:
+                for number in self.partitions.keys() - by_partition.keys():
+                    self.partitions.pop(number).store.close()
+                for number, offsets in by_partition.items():
+                    self._open(number, offsets, topic_ids)
+                if rebalances == self._rebalances:  # else they are revoked already
+                    self._generation = self._consumer().generation
         except Exception as error:
             stop_at_once(error)
         return {
@@ -141,35 +174,68 @@ class Stage:
             )
             partition.start_anew()
             partition.belongs_to(topic_ids)
-        partition.holes.clear()
-        partition.life.clear()
+        partition.begin(committed)
+        self._hold(partition)
         log.info("%s %d: opened at %s", self.name, number, partition.store.offsets or "the committed offsets")
 
     async def on_batch(self, event: Any) -> None:
         """Everything that happens to one delivered batch: an event of a BatchTopic."""
-        tp, batch = event.message.tp, event.value
+        tp = event.message.tp
         async with self._lock:
             partition = self.partitions.get(tp.partition)
-            if partition is None:
-                return  # revoked while the batch waited; its new owner reads it
+            if partition is None or event.message.generation_id != self._generation:
+                return  # revoked while the batch waited: it is read again, here or by the next owner
             try:
-                covered = partition.store.offsets.get(tp.topic)
-                if covered is not None and await self._is_hole(partition, tp, batch, covered):
-                    return
-                records = [Record(r.offset, r.timestamp, r.value or b"") for r in batch if covered is None or r.offset >= covered]
-                if not records:
-                    return
-                if partition.last_arrival_s is None:
-                    log.info("%s %d: first batch, %d records of %s", self.name, tp.partition, len(records), tp.topic)
-                now_ms = int(self._clock_s() * 1000)
-                outcome = partition.step.apply(tp.topic, records, now_ms)
-                await self._carry_out(partition, outcome, {tp.topic: records[-1].offset + 1})
-                done_s = self._clock_s()
-                partition.last_arrival_s = records[-1].arrival_ms / 1000
-                partition.lag_s = max(0.0, done_s - partition.last_arrival_s)
-                self.metrics.observe_batch(tp.topic, max(0.0, done_s - now_ms / 1000))
+                self._hold(partition)
+                if tp.topic in partition.waiting:
+                    partition.waiting[tp.topic].append(event.value)
+                else:
+                    await self._apply(partition, tp, event.value)
+                    await self._release(partition)
             except Exception as error:
                 stop_at_once(error)
+
+    async def _apply(self, partition: Partition, tp: TP, batch: list[Any]) -> None:
+        covered = partition.covered(tp.topic)
+        if covered is not None and await self._is_hole(partition, tp, batch, covered):
+            return
+        records = [Record(r.offset, r.timestamp, r.value or b"") for r in batch if covered is None or r.offset >= covered]
+        if not records:
+            return
+        if partition.last_arrival_s is None:
+            log.info("%s %d: first batch, %d records of %s", self.name, tp.partition, len(records), tp.topic)
+        now_ms = int(self._clock_s() * 1000)
+        outcome = partition.step.apply(tp.topic, records, now_ms)
+        await self._carry_out(partition, outcome, {tp.topic: records[-1].offset + 1})
+        done_s = self._clock_s()
+        partition.last_arrival_s = records[-1].arrival_ms / 1000
+        partition.lag_s = max(0.0, done_s - partition.last_arrival_s)
+        self.metrics.observe_batch(tp.topic, max(0.0, done_s - now_ms / 1000))
+
+    def _hold(self, partition: Partition) -> Collection[str]:
+        """Have nothing more fetched of the topics that cannot be applied now, and give them: what the step does not want, or all of them.
+
+        A worker that was frozen, or is cut off, may have been replaced without knowing: until the group has answered it is no owner.
+        """
+        held = partition.paused() if self._consumer().is_member() else partition.topics
+        for topic in held:
+            if topic not in partition.waiting:
+                partition.waiting[topic] = deque()
+                self._consumer().hold(TP(topic, partition.number))
+        return held
+
+    async def _release(self, partition: Partition) -> None:
+        """Hold what cannot be applied, and apply what waits of that which can be again."""
+        while True:
+            held = self._hold(partition)
+            released = next((topic for topic in partition.waiting if topic not in held), None)
+            if released is None:
+                return
+            if partition.waiting[released]:
+                await self._apply(partition, TP(released, partition.number), partition.waiting[released].popleft())
+            else:
+                del partition.waiting[released]
+                self._consumer().release(TP(released, partition.number))
 
     async def _is_hole(self, partition: Partition, tp: TP, batch: list[Any], covered: int) -> bool:
         """Whether records are missing in front of this batch: then they are read again. A hole that is there again is the topic's own.
@@ -193,16 +259,22 @@ class Stage:
         """Let time pass on every partition."""
         async with self._lock:
             try:
-                for partition in self.partitions.values():
-                    now_s = self._clock_s()
-                    unread = [topic for topic in partition.topics if not self._is_read_to_its_end(topic, partition, now_s)]
-                    await self._carry_out(partition, partition.step.tick(int(now_s * 1000), unread), {})
+                for partition in self.partitions.values() if self._generation is not None else ():
+                    await self._release(partition)
+                    if self._consumer().is_member():
+                        await self._tick(partition)
             except Exception as error:
                 stop_at_once(error)
 
+    async def _tick(self, partition: Partition) -> None:
+        now_s = self._clock_s()
+        unread = [topic for topic in partition.topics if not self._is_read_to_its_end(topic, partition, now_s)]
+        await self._carry_out(partition, partition.step.tick(int(now_s * 1000), unread), {})
+        await self._release(partition)
+
     def _is_read_to_its_end(self, topic: str, partition: Partition, now_s: float) -> bool:
         at_s = self._consumer().caught_up_at_s(TP(topic, partition.number))
-        return at_s is not None and now_s - at_s < FRESH_S
+        return topic not in partition.waiting and at_s is not None and now_s - at_s < FRESH_S
 
     async def on_watch(self) -> None:
         """End the process where an assigned partition shows no life: nothing is applied, nor does the broker say that nothing waits.
@@ -215,7 +287,7 @@ class Stage:
                 tp = TP(topic, partition.number)
                 life = partition.store.offsets.get(topic), self._consumer().caught_up_at_s(tp)
                 last, looks = partition.life.get(topic, (None, 0))
-                looks = looks + 1 if life == last and tp in assigned else 0
+                looks = looks + 1 if life == last and tp in assigned and topic not in partition.paused() else 0
                 partition.life[topic] = life, looks
                 if looks >= STALL_LOOKS:
                     stop_at_once(ConfigError(f"{self.name} {topic} {partition.number}: the consumer stalled, or no broker answers it"))

@@ -1,9 +1,9 @@
 """What a stream stage is: per partition, a pure step from a batch of records to what must be sent, stored and committed."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from schemas.dead_letter import DeadLetter
 
@@ -63,7 +63,35 @@ class PartitionStep(Protocol):
         ...
 
 
-class MakeStep(Protocol):
-    """Makes the step of a partition from its stored rows, sorted by key."""
+@runtime_checkable
+class PausingStep(PartitionStep, Protocol):
+    """A step that can do without a topic for a while, so as not to hold more than it wants in memory.
 
-    def __call__(self, partition: int, stored: Iterable[tuple[bytes, bytes]]) -> PartitionStep: ...
+    `paused` is asked after every apply and tick. A topic that it names is not fetched any more, and `apply` sees nothing of it until
+    it is named no longer; then it goes on where it was. What waits in it is not silence: `tick` has it among the unread topics.
+    """
+
+    def paused(self) -> Collection[str]: ...
+
+
+class StoredRows(Protocol):
+    """The rows that a step's earlier life stored, sorted by key, and those that its outcomes have changed since.
+
+    What an outcome changes is to be seen here before the step's next call.
+    """
+
+    def __iter__(self) -> Iterator[tuple[bytes, bytes]]: ...
+
+    def rows(self, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """The rows whose keys begin with `prefix`."""
+        ...
+
+    def get(self, keys: Sequence[bytes]) -> list[bytes]:
+        """The values of rows that are there. Raises KeyError where one is not."""
+        ...
+
+
+class MakeStep(Protocol):
+    """Makes the step of a partition from its stored rows."""
+
+    def __call__(self, partition: int, stored: StoredRows) -> PartitionStep: ...

@@ -4,6 +4,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import msgspec
 from rocksdict import Options, Rdict, WriteBatch
@@ -39,12 +40,24 @@ class PartitionStore:
         self.counts = Counter({Count(name, label): n for name, label, n in meta.counts})
         self.topic_ids = meta.topic_ids
 
-    def rows(self) -> Iterator[tuple[bytes, bytes]]:
-        """Every row, sorted by key."""
-        for key, value in self._db.items():
+    def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
+        return self.rows()
+
+    def rows(self, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """The rows whose keys begin with `prefix`, sorted by key."""
+        for key, value in self._db.items(from_key=prefix):
+            assert isinstance(key, bytes), key  # raw mode
+            if not key.startswith(prefix):
+                return
             if key != _META:
-                assert isinstance(key, bytes), key  # raw mode
                 yield key, value
+
+    def get(self, keys: Sequence[bytes]) -> list[bytes]:
+        """The values of rows that are there. Raises KeyError where one is not."""
+        values = cast(list[bytes | None], self._db.get(list(keys)))
+        if None in values:
+            raise KeyError(keys[values.index(None)])
+        return cast(list[bytes], values)
 
     def write(self, changes: Sequence[tuple[bytes, bytes | None]], offsets: dict[str, int], counts: Counter[Count]) -> None:
         """Apply `changes` (None deletes), move `offsets` on and add `counts`, all or nothing."""

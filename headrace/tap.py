@@ -4,7 +4,7 @@ import base64
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -12,6 +12,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from headrace.settings import ConfigError, StreamSettings
 from schemas.codec import UNREADABLE, WrongBatchError, decode_batch
+from schemas.event_format import EventFormat
 from schemas.topics import TOPICS, Topic
 
 POLL_S = 0.2
@@ -25,8 +26,18 @@ def topic_named(name: str) -> Topic:
     raise ConfigError(f"topic {name!r}: choose one of {', '.join(topic.name for topic in TOPICS)}")
 
 
-def tap(settings: StreamSettings, name: str, from_start: bool, limit: int | None, idle_s: float | None) -> Iterator[str]:
-    """Yield the topic's messages as JSON lines: until `limit` of them, or until nothing came for `idle_s` seconds."""
+def tap(
+    settings: StreamSettings,
+    formats: Mapping[str, EventFormat],
+    name: str,
+    from_start: bool,
+    limit: int | None,
+    idle_s: float | None,
+) -> Iterator[str]:
+    """Yield the topic's messages as JSON lines: until `limit` of them, or until nothing came for `idle_s` seconds.
+
+    `formats` are those of the topics whose messages are not JSON.
+    """
     topic = topic_named(name)
     consumer = Consumer(
         {
@@ -44,14 +55,14 @@ def tap(settings: StreamSettings, name: str, from_start: bool, limit: int | None
             raise ConfigError(f"topic {name}: {found.error.str()}; create the topics with `headrace topics`")
         start = 0 if from_start else -1
         consumer.assign([TopicPartition(name, partition, start) for partition in found.partitions])
-        yield from _lines(consumer, topic, limit, idle_s)
+        yield from _lines(consumer, topic, formats[name].to_json if name in formats else bytes, limit, idle_s)
     except KafkaException as error:
         raise ConfigError(f"cannot read {name} at {settings.broker}: {error.args[0].str()}") from error
     finally:
         consumer.close()
 
 
-def _lines(consumer: Consumer, topic: Topic, limit: int | None, idle_s: float | None) -> Iterator[str]:
+def _lines(consumer: Consumer, topic: Topic, to_json: Callable[[bytes], bytes], limit: int | None, idle_s: float | None) -> Iterator[str]:
     printed, last_s = 0, time.monotonic()
     while idle_s is None or time.monotonic() - last_s < idle_s:
         message = consumer.poll(POLL_S)
@@ -60,18 +71,18 @@ def _lines(consumer: Consumer, topic: Topic, limit: int | None, idle_s: float | 
         if (error := message.error()) is not None:
             raise KafkaException(error)
         last_s = time.monotonic()
-        for line in _rows(topic, message.partition() or 0, message.offset() or 0, message.value() or b""):
+        for line in _rows(topic, to_json, message.partition() or 0, message.offset() or 0, message.value() or b""):
             yield json.dumps(line, ensure_ascii=False)
             printed += 1
             if printed == limit:
                 return
 
 
-def _rows(topic: Topic, partition: int, offset: int, value: bytes) -> Iterator[dict[str, Any]]:
+def _rows(topic: Topic, to_json: Callable[[bytes], bytes], partition: int, offset: int, value: bytes) -> Iterator[dict[str, Any]]:
     where = {"partition": partition, "offset": offset}
     try:
         if topic.format == "json":
-            yield where | {"value": msgspec.json.decode(value)}
+            yield where | {"value": msgspec.json.decode(to_json(value))}
             return
         batch, watermark_ms = decode_batch(value, topic.name)
     except (*UNREADABLE, WrongBatchError) as error:

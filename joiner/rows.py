@@ -2,25 +2,28 @@
 
 | key | one row for | value |
 |---|---|---|
-| b + offset | an open block, by its first exposure's offset | its exposures' records |
-| c + offset | a closed block whose requests are still remembered | ClosedPages |
+| b + offset | an open block, by its first exposure's offset | its pages' keys (pages.py) |
+| c + offset | a closed block whose requests are still remembered | ClosedRow |
+| d | the partition, if it has a point-wise stream | DelayCounts |
+| e + offset | an open block whose rows left early | the watermark at that time |
 | f + offset | a batch of feedback that set labels in blocks still open | those records |
 | m | the partition | Progress |
+| p + offset | some pages of an open block, by the first one's offset | their messages (pages.py) |
 | w + offset | a feedback that waits for its exposure | its record |
 
 A block's labels are not stored: the feedback that made them is, once, and is applied again on recovery.
 """
 
 from array import array
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
 
 import msgspec
 import numpy as np
-import pyarrow as pa
 
-from headrace.step import Record
+from headrace.step import Record, StoredRows
 
+DELAYS_KEY = b"d"
 PROGRESS_KEY = b"m"
 
 
@@ -33,7 +36,7 @@ class Progress(msgspec.Struct, array_like=True):
     next_offsets: dict[str, int] = {}
 
 
-class ClosedPages(msgspec.Struct, array_like=True):
+class ClosedRow(msgspec.Struct, array_like=True):
     """The requests of a closed block: their feedback is late, not unknown."""
 
     max_ts_ms: int
@@ -42,7 +45,9 @@ class ClosedPages(msgspec.Struct, array_like=True):
 
 encode_row = msgspec.msgpack.encode
 decode_progress = msgspec.msgpack.Decoder(Progress).decode
-decode_closed = msgspec.msgpack.Decoder(ClosedPages).decode
+decode_closed = msgspec.msgpack.Decoder(ClosedRow).decode
+decode_delays = msgspec.msgpack.Decoder(list[int]).decode
+decode_early = msgspec.msgpack.Decoder(int).decode
 
 
 def row_key(letter: bytes, offset: int) -> bytes:
@@ -50,20 +55,11 @@ def row_key(letter: bytes, offset: int) -> bytes:
     return letter + offset.to_bytes(8, "big")
 
 
-def pack(offsets: "array[int]", arrivals_ms: "array[int]", values: pa.BinaryArray) -> bytes:
-    """N records as one value, in the machine's byte order: N, offsets and arrivals as int64 [N], ends as int32 [N + 1], the values.
-
-    `values` starts at its buffers' beginning (it is no slice).
-    """
-    _, ends, joined = values.buffers()
-    count = len(values)
-    return b"".join([array("q", [count]), offsets, arrivals_ms, ends[: 4 * count + 4], joined or b""])
-
-
 def pack_records(records: Sequence[Record]) -> bytes:
-    """The same for records."""
+    """N records as one value, in the machine's byte order: N, offsets and arrivals as int64 [N], ends as int32 [N + 1], the values."""
     offsets, arrivals_ms, values = zip(*records, strict=True)
-    return pack(array("q", offsets), array("q", arrivals_ms), pa.array(values, pa.binary()))
+    ends = array("i", accumulate(map(len, values), initial=0))
+    return b"".join([array("q", [len(records)]), array("q", offsets), array("q", arrivals_ms), ends, *values])
 
 
 def unpack_records(packed: bytes) -> list[Record]:
@@ -74,3 +70,34 @@ def unpack_records(packed: bytes) -> list[Record]:
     ends = (np.frombuffer(packed, np.int32, count + 1, 8 + 16 * count) + first).tolist()
     values = [packed[start:end] for start, end in pairwise(ends)]
     return [Record(*columns) for columns in zip(offsets, arrivals_ms, values, strict=True)]
+
+
+def read_progress(stored: StoredRows) -> Progress:
+    """How far the partition is."""
+    for _, value in stored.rows(PROGRESS_KEY):
+        return decode_progress(value)
+    return Progress()
+
+
+def read_delays(stored: StoredRows) -> list[int]:
+    """What DelayCounts stored."""
+    for _, value in stored.rows(DELAYS_KEY):
+        return decode_delays(value)
+    return []
+
+
+def read_closed(stored: StoredRows) -> Iterator[tuple[int, ClosedRow]]:
+    """The closed blocks, by their first offsets."""
+    for key, value in stored.rows(b"c"):
+        yield int.from_bytes(key[1:], "big"), decode_closed(value)
+
+
+def read_early(stored: StoredRows) -> dict[int, int]:
+    """The watermark at which a block's rows left early, by its first offset."""
+    return {int.from_bytes(key[1:], "big"): decode_early(value) for key, value in stored.rows(b"e")}
+
+
+def read_records(stored: StoredRows, letter: bytes) -> Iterator[tuple[int, list[Record]]]:
+    """The records of the rows of a letter, by their first offsets."""
+    for key, value in stored.rows(letter):
+        yield int.from_bytes(key[1:], "big"), unpack_records(value)

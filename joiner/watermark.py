@@ -47,6 +47,10 @@ class Watermark:
             self.ms = max(self.ms, newest + now_ms - max(heard_ms))
         return self.ms
 
+    def both_ms(self) -> int:
+        """What the watermark would be were silence no reason to move on: the smaller of the newest event times."""
+        return min(self.newest_ms.values())
+
     def _hear(self, topic: str, now_ms: int) -> None:
         self._heard_ms[topic] = now_ms
         self._idle.discard(topic)

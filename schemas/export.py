@@ -1,5 +1,6 @@
 """The schemas as files for readers and other languages: `python -m schemas.export [FOLDER]` (docs/schemas)."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,9 @@ from pydantic import BaseModel
 
 from schemas import alert, dead_letter, exposure, feedback, policy
 from schemas.action import ActionSpec
+from schemas.avro import shipped_schema
 from schemas.features import DenseFeature, FeatureSpec, IdFeature, SequenceFeature
+from schemas.pointwise_sample import pointwise_schema
 from schemas.sample import sample_schema
 from schemas.transition import transition_schema
 
@@ -64,7 +67,9 @@ def arrow_tables() -> str:
         + " and ".join(f"`{kind}`" for kind in EXAMPLE_KINDS)
         + ".\n",
     ]
-    for name, schema in (("samples", sample_schema(EXAMPLE_KINDS)), ("transitions", transition_schema(EXAMPLE_KINDS))):
+    schemas = {"samples": sample_schema, "pointwise-samples": pointwise_schema, "transitions": transition_schema}
+    for name, make in schemas.items():
+        schema = make(EXAMPLE_KINDS)
         rows = [f"| `{field.name}` | {_arrow_type(field.type)} | {'yes' if field.nullable else 'no'} |" for field in schema]
         version = schema.metadata[b"headrace.version"].decode()
         parts += [f"## {name}, version {version}\n", "| column | type | null |", "|---|---|---|", *rows, ""]
@@ -78,10 +83,14 @@ def _arrow_type(kind: pa.DataType) -> str:
 
 
 def export(folder: Path) -> list[Path]:
-    """Write one `<message>.schema.json` a message and `arrow.md`; the files that were written."""
+    """Write one `<message>.schema.json` a message, `<event>.avsc` and `arrow.md`; the files that were written."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = {
         f"{name}.schema.json": msgspec.json.format(msgspec.json.encode(json_schema(name)), indent=2).decode() + "\n" for name in MESSAGES
+    }
+    texts |= {
+        f"{message.__name__.lower()}.avsc": json.dumps(shipped_schema(message), indent=2) + "\n"
+        for message in (exposure.Exposure, feedback.Feedback)
     }
     texts["arrow.md"] = arrow_tables()
     for name, text in texts.items():

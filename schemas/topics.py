@@ -6,6 +6,7 @@ from typing import Literal
 EXPOSURES = "exposures"
 FEEDBACK = "feedback"
 SAMPLES = "samples"
+POINTWISE_SAMPLES = "pointwise-samples"
 TRANSITIONS = "transitions"
 POLICIES = "policies"
 ALERTS = "alerts"
@@ -32,6 +33,7 @@ TOPICS: tuple[Topic, ...] = (
     Topic(EXPOSURES, "user_id", "json", "schemas.exposure.Exposure", "serving, your system", "joiner"),
     Topic(FEEDBACK, "user_id", "json", "schemas.feedback.Feedback", "clients", "joiner"),
     Topic(SAMPLES, "user_id", "arrow", "schemas.sample.sample_schema", "joiner", "experience, monitor"),
+    Topic(POINTWISE_SAMPLES, "user_id", "arrow", "schemas.pointwise_sample.pointwise_schema", "joiner", "point-wise learners"),
     Topic(TRANSITIONS, "user_id", "arrow", "schemas.transition.transition_schema", "experience", "trainer, monitor"),
     Topic(POLICIES, "policy", "json", "schemas.policy.PolicyVersion", "version controller", "serving, monitor", compacted=True),
     Topic(ALERTS, "rule", "json", "schemas.alert.Alert", "monitor", "people"),

@@ -1,7 +1,7 @@
 """The HTTP API: decode, decide, log, answer. Everything that a request waits for happens here, on the event loop, in microseconds."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 
 from headrace.policy_settings import PolicySettings
 from schemas.codec import UNREADABLE
+from schemas.event_format import EventFormat
 from schemas.exposure import BASELINE, ExposedItem, Exposure
 from schemas.features import WrongStateError
 from schemas.topics import EXPOSURES
@@ -101,6 +102,7 @@ class Api:
         producer: Producer,
         metrics: ServingMetrics,
         now_ms: Callable[[], int],
+        formats: Mapping[str, EventFormat],
     ) -> None:
         self._settings = settings
         self._action = policy.action
@@ -108,6 +110,7 @@ class Api:
         self._producer = producer
         self._metrics = metrics
         self._now_ms = now_ms
+        self._write = {topic: event.from_json for topic, event in formats.items()}
         exploration = Exploration(policy.action, settings.explore_sigma)
         self._decider = Decider(
             policy.policy, policy.action, policy.features, exploration, settings.baseline_share, settings.split_salt, settings.seed
@@ -170,7 +173,7 @@ class Api:
             raise RefusedError(422, f"page_size {asked.page_size}; at most {self._settings.max_page_size} (serving.max_page_size)")
 
     def _log(self, request_id: str, asked: RankRequest, decision: Decision, page: list[int]) -> bool:
-        """Queue the exposure. A full queue does not cost the user the page: it is served, marked and counted."""
+        """Queue the exposure. A full queue, or a topic that cannot hold it, costs no user the page: it is served, marked and counted."""
         shown = [asked.candidates[index] for index in page]
         exposure = Exposure(
             request_id=request_id,
@@ -187,8 +190,10 @@ class Api:
             ],
         )
         try:
-            self._producer.send(EXPOSURES, asked.user_id, _encode(exposure))
-        except QueueFullError:
+            self._producer.send(EXPOSURES, asked.user_id, self._write.get(EXPOSURES, bytes)(_encode(exposure)))
+        except (QueueFullError, *UNREADABLE) as error:
+            if not isinstance(error, QueueFullError):  # the producer says that itself, once
+                log.error("page %s is served and not logged: %s", request_id, error)
             self._unlogged.inc()
             return False
         self._queued.inc()
@@ -206,7 +211,7 @@ class Api:
         rejected: list[RejectedEvent] = []
         accepted = dict.fromkeys(lists, 0)
         for kind, events in lists.items():
-            checked = check(kind, events, self._settings.max_event_bytes)
+            checked = check(kind, events, self._settings.max_event_bytes, self._write.get(kind, bytes))
             rejected += checked.rejected
             for reason in checked.reasons:
                 self._metrics.events_rejected.labels(kind, reason).inc()

@@ -2,8 +2,9 @@
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import Protocol
 
 from anyio import to_thread
@@ -11,6 +12,7 @@ from fastapi import FastAPI, Request, Response
 
 from headrace import __version__
 from headrace.policy_settings import PolicySettings
+from schemas.event_format import EventFormat
 from serving import openapi
 from serving.api import Api, RefusedError, json_response
 from serving.messages import Problem
@@ -47,9 +49,13 @@ def create_app(
     metrics: ServingMetrics,
     follower: Follower | None = None,
     now_ms: Callable[[], int] = wall_clock_ms,
+    formats: Mapping[str, EventFormat] = MappingProxyType({}),
 ) -> FastAPI:
-    """The application. It starts and stops the producer, the versions' load thread and the follower with its own life."""
-    api = Api(settings, policy, versions, producer, metrics, now_ms)
+    """The application. It starts and stops the producer, the versions' load thread and the follower with its own life.
+
+    `formats` are those of the topics whose messages are not JSON.
+    """
+    api = Api(settings, policy, versions, producer, metrics, now_ms, formats)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -1,4 +1,4 @@
-"""Events that clients hand in over HTTP: each is checked by itself, and sent on as the bytes that came."""
+"""Events that clients hand in over HTTP: each is checked by itself, and sent on as the bytes that came, or in its topic's format."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, Protocol
@@ -27,8 +27,8 @@ class Checked(NamedTuple):
     reasons: list[str]
 
 
-def check(kind: Kind, events: Sequence[Raw], max_event_bytes: int) -> Checked:
-    """Check each event against its topic's schema."""
+def check(kind: Kind, events: Sequence[Raw], max_event_bytes: int, write: Callable[[bytes], bytes] = bytes) -> Checked:
+    """Check each event against its topic's schema. `write` makes the topic's bytes of JSON, or raises one of UNREADABLE."""
     decode: Callable[[bytes | Raw], _Keyed] = _DECODERS[kind]
     checked = Checked([], [], [])
     for index, event in enumerate(events):
@@ -37,7 +37,7 @@ def check(kind: Kind, events: Sequence[Raw], max_event_bytes: int) -> Checked:
             error, reason = f"{len(value)} bytes; at most {max_event_bytes} (serving.max_event_bytes)", "too_large"
         else:
             try:
-                checked.good.append((decode(value).user_id, value))
+                checked.good.append((decode(value).user_id, write(value)))
                 continue
             except UNREADABLE as failure:
                 error, reason = str(failure), "malformed"

@@ -2,11 +2,14 @@
 
 import math
 import signal
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import uvicorn
 
 from headrace.policy_settings import PolicySettings
 from headrace.settings import ConfigError, StreamSettings
+from schemas.event_format import EventFormat
 from serving.app import create_app
 from serving.exploration import Exploration
 from serving.follow import PolicyFollower
@@ -17,11 +20,13 @@ from serving.settings import ServingSettings
 from serving.swap import ServedVersion
 
 
-def run(settings: ServingSettings, policy: PolicySettings, stream: StreamSettings) -> None:
+def run(
+    settings: ServingSettings, policy: PolicySettings, stream: StreamSettings, formats: Mapping[str, EventFormat] = MappingProxyType({})
+) -> None:
     """Serve until SIGINT or SIGTERM: then finish the open requests, send what is queued, and return.
 
-    Raises ConfigError where the address cannot be had, or the noise has no density. No broker is needed to start:
-    /readyz says that it is missing.
+    `formats` are those of the topics whose messages are not JSON. Raises ConfigError where the address cannot be had, or the noise has
+    no density. No broker is needed to start: /readyz says that it is missing.
     """
     try:
         Exploration(policy.action, settings.explore_sigma)
@@ -36,7 +41,7 @@ def run(settings: ServingSettings, policy: PolicySettings, stream: StreamSetting
     with listen(settings.host, settings.port) as listener:
         producer = KafkaProducer(stream.broker, settings, on_delivery)
         follower = PolicyFollower(stream.broker, policy.policy, versions.offer, metrics.swap_failures.labels("malformed").inc)
-        app = create_app(settings, policy, versions, producer, metrics, follower)
+        app = create_app(settings, policy, versions, producer, metrics, follower, formats=formats)
         config = uvicorn.Config(
             app,
             log_config=None,

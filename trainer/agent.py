@@ -41,7 +41,13 @@ class Training:
         self._assigned: frozenset[int] = frozenset()
         self._lag_s: dict[int, float] = {}
 
-    def positions(self, committed: Mapping[TP, int | None]) -> dict[TP, int]:
+    async def on_revoked(self) -> None:
+        """Finish the message in hand; nothing more is learned until the next assignment."""
+        self._assigned = frozenset()
+        async with self._lock:
+            pass
+
+    async def on_assigned(self, committed: Mapping[TP, int | None]) -> dict[TP, int]:
         """Read on from the checkpoint, which is never behind the commits that it allowed."""
         self._assigned = frozenset(tp.partition for tp in committed)
         self._lag_s = dict.fromkeys(self._assigned, 0.0)
@@ -107,7 +113,7 @@ def create(stream_settings: StreamSettings, settings: TrainerSettings, policy: P
     producer = StreamProducer(stream_settings.broker)
     worker = Worker(settings, policy, stream_settings.state_dir, __version__, settings.seed)
     training = Training(app, worker, producer)
-    app.transport.positions = training.positions
+    app.transport.owner = training
     add_metrics_page(app, training.metrics)
 
     @app.agent(app.topic(TRANSITIONS))

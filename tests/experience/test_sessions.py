@@ -225,7 +225,7 @@ def test_a_topic_without_any_samples_gives_nothing_however_long_it_is_idle():
 
 
 def test_needed_from_is_the_oldest_message_with_a_page_that_waits_or_began_a_session_still_open():
-    life = Life()
+    life = Life(SETTINGS.model_copy(update={"dedup_horizon_ms": 0}))
     assert life.deliver(record(7, message([Shown("a", "u", 0, left=True)], 1))).needed_from == {"samples": 8}
     assert life.deliver(record(8, message([Shown("b", "u", 1)], 1))).needed_from == {"samples": 8}
     assert life.deliver(record(9, message([Shown("c", "v", 2)], 2))).needed_from == {"samples": 8}
@@ -234,6 +234,33 @@ def test_needed_from_is_the_oldest_message_with_a_page_that_waits_or_began_a_ses
     assert life.deliver(record(13, message([Shown("e", "u", 4, left=True)], 4))).needed_from == {"samples": 8}
     assert life.deliver(record(14, message([], 5))).needed_from == {"samples": 9}
     assert life.end().needed_from == {"samples": 15}
+
+
+def test_needed_from_is_no_later_than_the_oldest_delivery_whose_pages_must_be_known_again():
+    life = Life(SETTINGS.model_copy(update={"dedup_horizon_ms": 10}))
+    assert life.deliver(record(7, message([Shown("a", "u", 0, left=True)], 1))).needed_from == {"samples": 7}
+    assert life.deliver(record(8, message([Shown("b", "u", 9, left=True)], 10))).needed_from == {"samples": 7}
+    life.rebuild()
+    assert life.deliver(record(9, message([], 11))).needed_from == {"samples": 8}
+    assert life.deliver(record(10, message([], 20))).needed_from == {"samples": 11}
+
+
+def test_pages_that_the_joiner_sends_again_break_no_session_of_a_collector_that_lost_its_disk():
+    log = [record(0, message([Shown("a", "u", 0, left=True)], 1)), record(1, message([Shown("b", "u", 2)], 3))]
+    log.append(record(2, message([Shown("c", "u", 4)], 5)))
+    again = record(3, message([Shown("a", "u", 0)], 1))  # and without what made it the last page of its session
+    log += [again, record(4, message([Shown("d", "u", 6)], 7))]
+    undisturbed, first, second = Life(), Life(), Life()
+    undisturbed.deliver(*log)
+    undisturbed.end()
+
+    start = first.deliver(*log[:3]).needed_from["samples"]
+    second.deliver(*log[start:4])
+    second.deliver(log[4])
+    second.end()
+
+    once = {row["transition_id"]: row for row in [*second.rows(), *first.rows()]}
+    assert sorted(once.items()) == sorted((row["transition_id"], row) for row in undisturbed.rows())
 
 
 def test_a_session_read_again_from_needed_from_without_its_rows_is_numbered_as_before():

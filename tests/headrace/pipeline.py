@@ -32,12 +32,12 @@ SETTINGS = {
 }
 
 
-def log_of(pages: int, seed: int) -> list[tuple[int, Event]]:
-    """(partition, event) pairs in event-time order: sessions of 40 users, then one page a partition that lets all windows close."""
+def log_of(pages: int, seed: int, users: int = 40, leaving: float = 0.05) -> list[tuple[int, Event]]:
+    """(partition, event) pairs in event-time order: sessions of the users, then one page a partition that lets all windows close."""
     rng = random.Random(seed)
     events: list[tuple[int, Event]] = []
     for page in range(pages):
-        user = rng.randrange(40)
+        user = rng.randrange(users)
         ts_ms = START_MS + page * 250 + rng.randrange(200)
         request_id = f"r{seed}-{page}"
         items = [f"i{item}" for item in rng.sample(range(100), rng.randrange(1, 5))]
@@ -46,7 +46,7 @@ def log_of(pages: int, seed: int) -> list[tuple[int, Event]]:
             if rng.random() < 0.3:
                 delay_ms = rng.choice((50, 1_000, WINDOW_MS, WINDOW_MS + 1))
                 events.append(_feedback(user % PARTITIONS, request_id, f"u{user}", ts_ms + delay_ms, item, rng.choice(("click", "pay"))))
-        if rng.random() < 0.05:
+        if rng.random() < leaving:
             events.append(_feedback(user % PARTITIONS, request_id, f"u{user}", ts_ms + 2_000, "", LEAVE))
     end_ms = START_MS + pages * 250 + 10 * (WINDOW_MS + GAP_MS)
     for partition in range(PARTITIONS):

@@ -3,6 +3,7 @@
 import random
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from experience.sessions import PartitionSessions
 from experience.settings import ExperienceSettings
 from headrace.broker import create_topics, running
+from headrace.memory_rows import InMemory
 from headrace.runner import run
 from headrace.settings import StreamSettings
 from joiner.join import PartitionJoin
@@ -22,7 +24,7 @@ FAR_FUTURE_MS = pipeline.START_MS + 10**9
 
 
 def in_process(events: list[tuple[int, Any]]) -> list[dict[str, Any]]:
-    join = PartitionJoin(JoinerSettings(join_window_ms=pipeline.WINDOW_MS), 0, ())
+    join = InMemory(partial(PartitionJoin, JoinerSettings(join_window_ms=pipeline.WINDOW_MS), 0))
     sessions = PartitionSessions(ExperienceSettings(session_gap_ms=pipeline.GAP_MS), 0, ())
     emitted, _ = run(join, sessions, [event for _, event in events], FAR_FUTURE_MS)
     return [row for message in emitted.transitions for row in pipeline.rows_of(message.value)]

@@ -1,5 +1,6 @@
 """The order in which a stage applies, sends, stores and commits, and what a crash in between leaves."""
 
+import asyncio
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,8 +55,24 @@ class Doubler:
         return {"values": float(len(self.values))}
 
 
+class Sated(Doubler):
+    """Takes nothing of a topic that it says is too much."""
+
+    def __init__(self, stored: Iterable[tuple[bytes, bytes]]) -> None:
+        super().__init__(stored)
+        self.too_much: tuple[str, ...] = ()
+
+    def apply(self, topic: str, records: Sequence[Record], now_ms: int) -> Outcome:
+        if records[-1].value == b"full":
+            self.too_much = (TOPIC,)
+        return super().apply(topic, records, now_ms)
+
+    def paused(self) -> Collection[str]:
+        return self.too_much
+
+
 class World:
-    """The broker's side: what was sent, committed, sought; and where to crash."""
+    """The broker's side: what was sent, committed, sought, held; and where to crash."""
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, bytes]] = []
@@ -65,6 +82,19 @@ class World:
         self.topic_ids: dict[str, str] = {}
         self.caught_up_s: float | None = None
         self.assigned = {TP0}
+        self.held: set[TP] = set()
+        self.generation = 1
+        self.member = True
+        self.acknowledge: asyncio.Event | None = None
+
+    def is_member(self) -> bool:
+        return self.member
+
+    def hold(self, tp: TP) -> None:
+        self.held.add(tp)
+
+    def release(self, tp: TP) -> None:
+        self.held.remove(tp)
 
     def caught_up_at_s(self, tp: TP) -> float | None:
         return self.caught_up_s
@@ -76,6 +106,8 @@ class World:
         if self.crash_at == "send":
             raise Crash
         self.sent += [(topic, value) for topic, _, value in messages]
+        if self.acknowledge is not None:
+            await self.acknowledge.wait()
         if self.crash_at == "store":
             raise Crash
 
@@ -91,20 +123,22 @@ class World:
         return 10
 
 
-def start(world: World, folder: Path, now_s: float = 5.0) -> Stage:
-    return Stage("test", folder, lambda partition, stored: Doubler(stored), world, lambda: world, lambda _: world.topic_ids, lambda: now_s)  # type: ignore[arg-type]
+def start(world: World, folder: Path, now_s: float = 5.0, make_step: type[Doubler] = Doubler) -> Stage:
+    return Stage(
+        "test", folder, lambda partition, stored: make_step(stored), world, lambda: world, lambda _: world.topic_ids, lambda: now_s
+    )  # type: ignore[arg-type]
 
 
-def batch(*values: bytes, first: int = 0) -> Any:
+def batch(*values: bytes, first: int = 0, generation: int = 1) -> Any:
     records = [SimpleNamespace(offset=first + place, timestamp=4_000, value=value) for place, value in enumerate(values)]
-    return SimpleNamespace(message=SimpleNamespace(tp=TP0), value=records)
+    return SimpleNamespace(message=SimpleNamespace(tp=TP0, generation_id=generation), value=records)
 
 
 async def test_a_batch_is_sent_stored_and_committed_up_to_what_is_still_needed(tmp_path: Path) -> None:
     world = World()
     stage = start(world, tmp_path)
 
-    assert stage.positions({TP0: None}) == {}
+    assert await stage.on_assigned({TP0: None}) == {}
     await stage.on_batch(batch(b"a", b"b", b"c"))
 
     assert world.sent == [("out", b"aa"), ("out", b"bb"), ("out", b"cc")]
@@ -119,7 +153,7 @@ async def test_a_batch_is_sent_stored_and_committed_up_to_what_is_still_needed(t
 async def test_a_crash_at_any_step_ends_in_the_state_of_a_run_without_one(tmp_path: Path, crash_at: str) -> None:
     world = World()
     stage = start(world, tmp_path)
-    stage.positions({TP0: None})
+    await stage.on_assigned({TP0: None})
     await stage.on_batch(batch(b"a"))
     world.crash_at = crash_at
     with pytest.raises(Crash):
@@ -128,7 +162,7 @@ async def test_a_crash_at_any_step_ends_in_the_state_of_a_run_without_one(tmp_pa
     world.crash_at = ""
 
     stage = start(world, tmp_path)
-    position = stage.positions({TP0: world.committed.get(TP0)}).get(TP0, 0)
+    position = (await stage.on_assigned({TP0: world.committed.get(TP0)})).get(TP0, 0)
     log = [b"a", b"b", b"c"]
     await stage.on_batch(batch(*log[min(position, 2) :], first=min(position, 2)))
 
@@ -142,7 +176,7 @@ async def test_a_crash_at_any_step_ends_in_the_state_of_a_run_without_one(tmp_pa
 
 async def test_records_that_the_state_covers_are_not_applied_again(tmp_path: Path) -> None:
     stage = start(World(), tmp_path)
-    stage.positions({TP0: None})
+    await stage.on_assigned({TP0: None})
     await stage.on_batch(batch(b"a", b"b"))
 
     await stage.on_batch(batch(b"a", b"b", b"c"))
@@ -154,19 +188,19 @@ async def test_records_that_the_state_covers_are_not_applied_again(tmp_path: Pat
 async def test_without_its_disk_a_worker_begins_at_the_committed_offset(tmp_path: Path) -> None:
     stage = start(World(), tmp_path)
 
-    assert stage.positions({TP0: 40}) == {}
+    assert await stage.on_assigned({TP0: 40}) == {}
     stage.close()
 
 
 async def test_state_that_another_worker_has_overtaken_is_rebuilt(tmp_path: Path) -> None:
     stage = start(World(), tmp_path)
-    stage.positions({TP0: None})
+    await stage.on_assigned({TP0: None})
     await stage.on_batch(batch(b"a", b"b"))
     stage.close()
 
     stage = start(World(), tmp_path)
 
-    assert stage.positions({TP0: 40}) == {}
+    assert await stage.on_assigned({TP0: 40}) == {}
     assert stage.looks()[0][1]["values"] == 0.0
     stage.close()
 
@@ -174,11 +208,11 @@ async def test_state_that_another_worker_has_overtaken_is_rebuilt(tmp_path: Path
 async def test_a_partition_that_comes_back_keeps_its_open_state_and_one_that_does_not_is_closed(tmp_path: Path) -> None:
     stage = start(World(), tmp_path)
     other = TP(TOPIC, 1)
-    stage.positions({TP0: None, other: None})
+    await stage.on_assigned({TP0: None, other: None})
     await stage.on_batch(batch(b"a"))
     step = stage.partitions[0].step
 
-    assert stage.positions({TP0: 0}) == {TP0: 1}
+    assert await stage.on_assigned({TP0: 0}) == {TP0: 1}
 
     assert stage.partitions[0].step is step
     assert 1 not in stage.partitions
@@ -188,7 +222,7 @@ async def test_a_partition_that_comes_back_keeps_its_open_state_and_one_that_doe
 async def test_a_hole_in_front_of_a_batch_is_read_again_once(tmp_path: Path) -> None:
     world = World()
     stage = start(world, tmp_path)
-    stage.positions({TP0: None})
+    await stage.on_assigned({TP0: None})
     await stage.on_batch(batch(b"a"))
 
     await stage.on_batch(batch(b"d", first=3))
@@ -205,7 +239,7 @@ async def test_a_hole_in_front_of_a_batch_is_read_again_once(tmp_path: Path) -> 
 async def test_a_hole_that_grows_while_it_is_read_again_is_passed_over_in_the_end(tmp_path: Path) -> None:
     world = World()
     stage = start(world, tmp_path)
-    stage.positions({TP0: None})
+    await stage.on_assigned({TP0: None})
     await stage.on_batch(batch(b"a"))
 
     await stage.on_batch(batch(b"d", b"e", first=3))
@@ -221,16 +255,16 @@ async def test_state_of_a_topic_that_was_created_anew_is_refused(tmp_path: Path,
     world = World()
     world.topic_ids = {TOPIC: "first"}
     stage = start(world, tmp_path)
-    stage.positions({TP0: None})
+    await stage.on_assigned({TP0: None})
     await stage.on_batch(batch(b"a"))
-    assert stage.positions({TP0: None}) == {TP0: 1}
+    assert await stage.on_assigned({TP0: None}) == {TP0: 1}
     stage.close()
 
     monkeypatch.setattr("headrace.stage.stop_at_once", raise_it)
     world.topic_ids = {TOPIC: "second"}
     stage = start(world, tmp_path)
     with pytest.raises(ConfigError, match=r"test/0 belongs to an earlier topic exposures .*: remove .*/test to begin"):
-        stage.positions({TP0: None})
+        await stage.on_assigned({TP0: None})
     stage.close()
 
 
@@ -244,7 +278,7 @@ async def test_a_topic_is_silent_only_where_the_broker_said_lately_that_it_is_re
 ) -> None:
     world = World()
     stage = start(world, tmp_path, now_s=7.0)
-    stage.positions({TP0: None})
+    await stage.on_assigned({TP0: None})
     world.caught_up_s = caught_up_at_s
 
     await stage.on_tick()
@@ -261,7 +295,7 @@ async def test_a_partition_without_life_ends_the_process_and_one_with_some_does_
     monkeypatch.setattr("headrace.stage.stop_at_once", raise_it)
     world = World()
     stage = start(world, tmp_path)
-    stage.positions({TP0: None})
+    await stage.on_assigned({TP0: None})
     for second in range(6):  # nothing comes, and the broker says so
         world.caught_up_s = float(second)
         await stage.on_watch()
@@ -284,7 +318,7 @@ async def test_a_partition_without_life_ends_the_process_and_one_with_some_does_
 async def test_refused_records_are_dead_letters_and_the_stream_goes_on(tmp_path: Path) -> None:
     world = World()
     stage = start(world, tmp_path)
-    stage.positions({TP0: None})
+    await stage.on_assigned({TP0: None})
 
     await stage.on_batch(batch(b"a", b"bad", b"c"))
 
@@ -296,9 +330,190 @@ async def test_refused_records_are_dead_letters_and_the_stream_goes_on(tmp_path:
 async def test_time_passes_on_every_partition(tmp_path: Path) -> None:
     world = World()
     stage = start(world, tmp_path, now_s=7.0)
-    stage.positions({TP0: None})
+    await stage.on_assigned({TP0: None})
 
     await stage.on_tick()
 
     assert world.sent == [("out", b"tick 7000")]
     stage.close()
+
+
+async def test_a_topic_that_a_step_does_not_want_is_held_and_what_is_on_its_way_waits(tmp_path: Path) -> None:
+    world = World()
+    stage = start(world, tmp_path, make_step=Sated)
+    await stage.on_assigned({TP0: None})
+    step = stage.partitions[0].step
+    assert isinstance(step, Sated)
+
+    await stage.on_batch(batch(b"a", b"full"))
+    await stage.on_batch(batch(b"b", first=2))
+    await stage.on_batch(batch(b"c", b"full", first=3))
+    await stage.on_batch(batch(b"d", first=5))
+    await stage.on_tick()
+    assert world.held == {TP0}
+    assert step.values == [b"a", b"full"]
+    assert step.unread == [TOPIC]
+    assert stage.partitions[0].store.offsets == {TOPIC: 2}
+
+    step.too_much = ()
+    await stage.on_tick()  # it wants two of the three, then is full again
+    assert world.held == {TP0}
+    assert step.values == [b"a", b"full", b"b", b"c", b"full"]
+
+    step.too_much = ()
+    await stage.on_tick()
+    assert world.held == set()
+    await stage.on_batch(batch(b"e", first=6))
+    assert step.values == [b"a", b"full", b"b", b"c", b"full", b"d", b"e"]
+    assert world.sought == []
+    stage.close()
+
+
+async def test_what_waits_of_a_paused_topic_is_read_again_after_a_new_assignment(tmp_path: Path) -> None:
+    world = World()
+    stage = start(world, tmp_path, make_step=Sated)
+    await stage.on_assigned({TP0: None})
+    await stage.on_batch(batch(b"full"))
+    await stage.on_batch(batch(b"b", first=1))
+
+    world.held.clear()  # as an assignment does
+    assert await stage.on_assigned({TP0: None}) == {TP0: 1}
+
+    step = stage.partitions[0].step
+    assert isinstance(step, Sated)
+    assert world.held == {TP0}
+    step.too_much = ()
+    await stage.on_tick()
+    assert step.values == [b"full"]
+    await stage.on_batch(batch(b"b", first=1))
+    assert step.values == [b"full", b"b"]
+    stage.close()
+
+
+async def test_a_paused_partition_is_not_taken_for_a_stalled_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headrace.stage.stop_at_once", raise_it)
+    world = World()
+    stage = start(world, tmp_path, make_step=Sated)
+    await stage.on_assigned({TP0: None})
+    await stage.on_batch(batch(b"full"))
+    for _ in range(6):
+        await stage.on_watch()
+
+    step = stage.partitions[0].step
+    assert isinstance(step, Sated)
+    step.too_much = ()
+    await stage.on_tick()
+    with pytest.raises(ConfigError, match="stalled"):
+        for _ in range(6):
+            await stage.on_watch()
+    stage.close()
+
+
+async def test_a_worker_that_the_group_has_not_heard_applies_and_sends_nothing_until_it_has(tmp_path: Path) -> None:
+    world = World()
+    stage = start(world, tmp_path, now_s=7.0)
+    await stage.on_assigned({TP0: None})
+    await stage.on_batch(batch(b"a"))
+
+    world.member = False  # frozen, or cut off: another worker may have the partition
+    await stage.on_batch(batch(b"b", first=1))
+    await stage.on_batch(batch(b"c", first=2))
+    await stage.on_tick()
+    assert world.sent == [("out", b"aa")]
+    assert world.held == {TP0}
+    assert stage.partitions[0].store.offsets == {TOPIC: 1}
+
+    world.member = True
+    await stage.on_tick()
+    assert world.sent == [("out", b"aa"), ("out", b"bb"), ("out", b"cc"), ("out", b"tick 7000")]
+    assert world.held == set()
+    stage.close()
+
+
+async def test_a_worker_that_is_cut_off_for_long_is_stalled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headrace.stage.stop_at_once", raise_it)
+    world = World()
+    stage = start(world, tmp_path)
+    await stage.on_assigned({TP0: None})
+    world.member = False
+    await stage.on_tick()
+    with pytest.raises(ConfigError, match="stalled"):
+        for _ in range(6):
+            await stage.on_watch()
+    stage.close()
+
+
+async def test_nothing_is_applied_while_the_group_rebalances(tmp_path: Path) -> None:
+    world = World()
+    stage = start(world, tmp_path, now_s=7.0)
+    await stage.on_assigned({TP0: None})
+    await stage.on_batch(batch(b"a"))
+
+    await stage.on_revoked()
+    await stage.on_batch(batch(b"b", first=1))
+    await stage.on_tick()
+    assert world.sent == [("out", b"aa")]
+
+    world.generation = 2
+    assert await stage.on_assigned({TP0: None}) == {TP0: 1}
+    await stage.on_batch(batch(b"b", first=1))  # of the generation before: it waited for its turn
+    assert world.sent == [("out", b"aa")]
+    await stage.on_batch(batch(b"b", first=1, generation=2))
+    assert world.sent == [("out", b"aa"), ("out", b"bb")]
+    stage.close()
+
+
+async def test_a_revoke_waits_for_the_batch_in_hand(tmp_path: Path) -> None:
+    world = World()
+    stage = start(world, tmp_path)
+    await stage.on_assigned({TP0: None})
+    world.acknowledge = asyncio.Event()
+    in_hand = asyncio.create_task(stage.on_batch(batch(b"a")))
+    await asyncio.sleep(0)
+    revoked = asyncio.create_task(stage.on_revoked())
+    queued = asyncio.create_task(stage.on_batch(batch(b"b", first=1)))
+    await asyncio.sleep(0)
+    assert not revoked.done()
+
+    world.acknowledge.set()
+    await asyncio.gather(in_hand, revoked, queued)
+
+    assert world.sent == [("out", b"aa")]
+    assert stage.partitions[0].store.offsets == {TOPIC: 1}
+    assert world.committed == {TP0: 0}
+    stage.close()
+
+
+async def test_an_assignment_that_is_revoked_before_it_is_open_owns_nothing(tmp_path: Path) -> None:
+    world = World()
+    stage = start(world, tmp_path)
+    assigned = asyncio.create_task(stage.on_assigned({TP0: None}))
+    await asyncio.sleep(0)
+    await stage.on_revoked()
+    await assigned
+
+    await stage.on_batch(batch(b"a"))
+    assert world.sent == []
+    stage.close()
+
+
+async def test_a_record_lost_before_the_first_batch_of_a_committed_offset_is_read_again(tmp_path: Path) -> None:
+    world = World()
+    stage = start(world, tmp_path)
+    await stage.on_assigned({TP0: 2})
+
+    await stage.on_batch(batch(b"e", first=4))
+    assert (world.sought, world.sent) == ([(TP0, 2)], [])
+    stage.close()
+
+
+async def test_the_last_partition_that_goes_is_closed(tmp_path: Path) -> None:
+    stage = start(World(), tmp_path)
+    await stage.on_assigned({TP0: None})
+    await stage.on_revoked()
+    assert await stage.on_assigned({}) == {}
+
+    assert stage.partitions == {}
+    other = start(World(), tmp_path)
+    await other.on_assigned({TP0: None})  # the folder is free for another worker
+    other.close()

@@ -2,8 +2,10 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
+from headrace.memory_rows import InMemory
 from headrace.step import Outcome, Record
 from joiner.join import PartitionJoin
 from joiner.settings import JoinerSettings
@@ -21,8 +23,8 @@ SETTINGS = JoinerSettings(
 Row = dict[str, Any]
 
 
-def join(settings: JoinerSettings = SETTINGS, stored: Iterable[tuple[bytes, bytes]] = ()) -> PartitionJoin:
-    return PartitionJoin(settings, 3, stored)
+def join(settings: JoinerSettings = SETTINGS, stored: Iterable[tuple[bytes, bytes]] = ()) -> InMemory:
+    return InMemory(partial(PartitionJoin, settings, 3), stored)
 
 
 def exposure(request_id: str, ts_ms: int, items: Sequence[str] = ("i1",), user_id: str = "u", **rest: Any) -> bytes:
@@ -47,12 +49,13 @@ def records(*values: bytes, first_offset: int = 0) -> list[Record]:
 
 def rows(outcomes: Iterable[Outcome]) -> list[Row]:
     """All samples of these outcomes, messages decoded to bytes."""
-    found: list[Row] = []
-    for outcome in outcomes:
-        for output in outcome.outputs:
-            assert output.topic == SAMPLES
-            found += decode_batch(output.value, "samples")[0].to_pylist()
-    return found
+    return rows_of(outcomes, SAMPLES)
+
+
+def rows_of(outcomes: Iterable[Outcome], topic: str) -> list[Row]:
+    """All rows of a topic of these outcomes, messages decoded to bytes."""
+    outputs = [output for outcome in outcomes for output in outcome.outputs if output.topic == topic]
+    return [row for output in outputs for row in decode_batch(output.value, topic)[0].to_pylist()]
 
 
 def counts(outcomes: Iterable[Outcome], name: str) -> dict[str, int]:

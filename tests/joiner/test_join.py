@@ -3,8 +3,8 @@
 import pytest
 from join_events import NOW_MS, SETTINGS, WINDOW_MS, counts, exposure, feedback, join, records, rows, store
 
+from headrace.memory_rows import InMemory
 from headrace.step import Outcome, Record
-from joiner.join import PartitionJoin
 from schemas.codec import decode_batch, encode_batch
 from schemas.dead_letter import DeadLetter
 from schemas.sample import sample_schema
@@ -14,7 +14,7 @@ END_MS = 900_000
 """Later than everything else: an exposure and a feedback of this time end every window."""
 
 
-def run(step: PartitionJoin, exposures: list[bytes], reactions: list[bytes]) -> list[Outcome]:
+def run(step: InMemory, exposures: list[bytes], reactions: list[bytes]) -> list[Outcome]:
     """Exposures first, then feedback, then time passes."""
     outcomes = [step.apply(EXPOSURES, records(*exposures), NOW_MS), step.apply(FEEDBACK, records(*reactions), NOW_MS)]
     outcomes.append(step.apply(EXPOSURES, records(exposure("end", END_MS), first_offset=1000), NOW_MS))
@@ -305,7 +305,7 @@ def test_gauges_count_what_is_held() -> None:
     step = join()
     step.apply(EXPOSURES, records(exposure("r1", 1000, ["a", "b"]), exposure("r2", 1020)), NOW_MS)
     step.apply(FEEDBACK, records(feedback("r1", 1010, "a"), feedback("r9", 1015)), NOW_MS)
-    assert step.gauges() == {"watermark_ms": 1015, "open_pages": 2, "open_items": 3, "waiting_feedback": 1}
+    assert step.gauges() == {"watermark_ms": 1015, "open_pages": 2, "open_items": 3, "waiting_feedback": 1, "paused_topics": 0}
 
 
 def test_every_record_is_counted_in() -> None:
@@ -336,7 +336,7 @@ def test_nothing_but_the_progress_is_stored_once_all_is_over() -> None:
     for outcome in run(step, [exposure("r1", 1000)], [feedback("r1", 1010), feedback("never", 1020)]):
         store(stored, outcome)
     step.apply(EXPOSURES, records(exposure("r2", END_MS + 50), first_offset=1001), NOW_MS)
-    assert sorted(key[:1] for key in stored) == [b"b", b"f", b"m"]
+    assert sorted(key[:1] for key in stored) == [b"b", b"f", b"m", b"p"]
     assert {int.from_bytes(key[1:], "big") for key in stored if key != b"m"} == {1000}
 
 

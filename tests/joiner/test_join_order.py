@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from join_events import NOW_MS, SETTINGS, WINDOW_MS, Row, counts, join, records, rows, store
 
+from headrace.memory_rows import InMemory
 from headrace.step import Outcome, Record
-from joiner.join import PartitionJoin
 from schemas.codec import decode_batch, encode_json
 from schemas.exposure import ExposedItem, Exposure
 from schemas.feedback import LEAVE, Feedback
@@ -148,7 +148,7 @@ class Crashing:
     def __init__(self) -> None:
         self.stored: dict[bytes, bytes] = {}
         self.sent: list[Outcome] = []
-        self.step: PartitionJoin = join()
+        self.step: InMemory = join()
 
     def read(self, topic: str, batch: list[Record], fate: str) -> None:
         """Apply and store a batch; die before storing it (`lost`: it is sent, and read again) or after it (`restart`)."""
@@ -182,7 +182,7 @@ def test_a_join_that_dies_and_recovers_at_any_point_gives_the_same_samples(data:
     once = {(row["request_id"], row["item_id"]): row for row in sent}
     assert shortened(list(once.values())) == expected(log, exposures, reactions)[0]
     assert all(row == once[row["request_id"], row["item_id"]] for row in sent)
-    assert sorted(key[:1] for key in crashing.stored if key[:1] != b"c") == [b"b", b"f", b"m"]
+    assert sorted(key[:1] for key in crashing.stored if key[:1] != b"c") == [b"b", b"f", b"m", b"p"]
 
 
 @EXAMPLES

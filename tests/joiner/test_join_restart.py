@@ -2,19 +2,19 @@
 
 from join_events import NOW_MS, SETTINGS, WINDOW_MS, counts, exposure, feedback, join, records, rows, store
 
+from headrace.memory_rows import InMemory
 from headrace.step import Outcome
-from joiner.join import PartitionJoin
 from joiner.settings import JoinerSettings
 from schemas.topics import EXPOSURES, FEEDBACK
 
 
-def end(step: PartitionJoin) -> list[Outcome]:
+def end(step: InMemory) -> list[Outcome]:
     """Let every window pass."""
     shown, reaction = exposure("end", 900_000), feedback("end", 900_000)
     return [step.apply(topic, records(value, first_offset=1000), NOW_MS) for topic, value in ((EXPOSURES, shown), (FEEDBACK, reaction))]
 
 
-def stored_after(step: PartitionJoin, *reactions: bytes) -> dict[bytes, bytes]:
+def stored_after(step: InMemory, *reactions: bytes) -> dict[bytes, bytes]:
     """The rows of a page r1 of two items, a and b, and of feedback on it."""
     stored: dict[bytes, bytes] = {}
     store(stored, step.apply(EXPOSURES, records(exposure("r1", 1000, ["a", "b"])), NOW_MS))

@@ -1,4 +1,5 @@
 import json
+from functools import partial
 from typing import Any
 
 import pytest
@@ -6,8 +7,9 @@ from synthetic_logs import exposure, feedback
 
 from experience.sessions import PartitionSessions
 from experience.settings import ExperienceSettings
+from headrace.memory_rows import InMemory
 from headrace.runner import Emitted, Event, InProcess, in_event_time_order, run
-from headrace.step import Count
+from headrace.step import Count, PartitionStep
 from joiner.join import PartitionJoin
 from joiner.settings import JoinerSettings
 from schemas.codec import decode_batch
@@ -18,9 +20,9 @@ GAP_MS = 600_000
 NOW_MS = 10_000_000
 
 
-def chain_of(now_ms: int = NOW_MS) -> tuple[PartitionJoin, PartitionSessions, int]:
+def chain_of(now_ms: int = NOW_MS) -> tuple[PartitionStep, PartitionSessions, int]:
     joiner, experience = JoinerSettings(join_window_ms=WINDOW_MS), ExperienceSettings(session_gap_ms=GAP_MS)
-    return PartitionJoin(joiner, 0, []), PartitionSessions(experience, 0, []), now_ms
+    return InMemory(partial(PartitionJoin, joiner, 0)), PartitionSessions(experience, 0, []), now_ms
 
 
 def events(*lines: dict[str, Any]) -> list[Event]:

@@ -1,6 +1,7 @@
 import asyncio
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, Literal
 
 import httpx
 import msgspec
@@ -11,7 +12,10 @@ from serving_models import ACTION, FEATURES, MemoryProducer, WriteVersion
 from headrace.policy_settings import PolicySettings
 from schemas import exposure as exposures
 from schemas import feedback as feedbacks
+from schemas.avro import avro_format, shipped_schema
+from schemas.event_format import EventFormat, event_format
 from schemas.exposure import Exposure
+from schemas.feedback import Feedback
 from serving.app import create_app
 from serving.exploration import Exploration
 from serving.metrics import ServingMetrics
@@ -57,11 +61,12 @@ class Client:
 class Api:
     """A running application with what was injected into it."""
 
-    def __init__(self, policy: PolicySettings, producer: MemoryProducer, **settings: Any) -> None:
+    def __init__(self, policy: PolicySettings, producer: MemoryProducer, formats: Mapping[str, EventFormat], **settings: Any) -> None:
         self.metrics = ServingMetrics()
         self.versions = ServedVersion(policy, 1, self.metrics)
         self.producer = producer
-        app = create_app(ServingSettings(**settings), policy, self.versions, producer, self.metrics, now_ms=lambda: 1_700_000_000_000)
+        served = ServingSettings(**settings)
+        app = create_app(served, policy, self.versions, producer, self.metrics, now_ms=lambda: 1_700_000_000_000, formats=formats)
         self.client = Client(app)
 
     def sample(self, name: str, **labels: str) -> float | None:
@@ -72,8 +77,8 @@ class Api:
 def start(policy: PolicySettings, producer: MemoryProducer) -> Iterator[Any]:
     running = []
 
-    def start(**settings: Any) -> Api:
-        api = Api(policy, producer, **{"baseline_share": 0.0, **settings})
+    def start(formats: Mapping[str, EventFormat] = MappingProxyType({}), **settings: Any) -> Api:
+        api = Api(policy, producer, formats, **{"baseline_share": 0.0, **settings})
         api.client.start()
         running.append(api)
         assert api.versions.settled(20.0)
@@ -213,6 +218,37 @@ def test_events_travel_on_as_the_bytes_that_came_and_bad_ones_are_named(start: A
     ]
     assert api.sample("headrace_serving_events_accepted_total", kind="feedback") == 1
     assert api.sample("headrace_serving_events_rejected_total", kind="feedback", reason="malformed") == 2
+
+
+@pytest.mark.parametrize("name", ["msgpack", "avro"])
+def test_pages_and_events_are_written_in_the_format_of_their_topic(start: Any, name: Literal["msgpack", "avro"]) -> None:
+    formats = {"exposures": event_format(name, Exposure)}
+    api = start(formats=formats)
+    assert api.client.post("/v1/rank", json=RANK).json()["logged"] is True
+    answer = api.client.post("/v1/events", json={"exposures": [EXPOSURE, {**EXPOSURE, "ts_ms": "now"}], "feedback": [FEEDBACK]})
+    assert answer.json()["accepted"] == {"exposures": 1, "feedback": 1}
+    assert [entry["error"] for entry in answer.json()["rejected"]] == ["Expected `int`, got `str` - at `$.ts_ms`"]
+    (_, _, page), (_, _, exposure), (_, _, feedback) = api.producer.sent
+    read = [msgspec.json.decode(formats["exposures"].to_json(value), type=Exposure) for value in (page, exposure)]
+    assert (read[0].request_id, read[0].state) == ("r-1", STATE)
+    assert read[1] == exposures.EXAMPLE
+    assert msgspec.json.decode(feedback) == FEEDBACK
+
+
+def test_what_the_topics_schema_cannot_hold_is_named_and_costs_no_page(start: Any, caplog: pytest.LogCaptureFixture) -> None:
+    def without(message: type[msgspec.Struct], name: str) -> EventFormat:
+        schema = shipped_schema(message)
+        return avro_format(message, {**schema, "fields": [field for field in schema["fields"] if field["name"] != name]}, None)
+
+    api = start(formats={"exposures": without(Exposure, "propensity"), "feedback": without(Feedback, "value")})
+    page = api.client.post("/v1/rank", json=RANK)
+    assert (page.status_code, page.json()["logged"], len(page.json()["items"])) == (200, False, 2)
+    assert "page r-1 is served and not logged: the topic's Avro schema has no place for it" in caplog.text
+    assert api.sample("headrace_serving_exposures_total", outcome="not_logged") == 1
+    events = api.client.post("/v1/events", json={"feedback": [FEEDBACK]})
+    assert events.status_code == 422
+    assert "no place for it: record contains more fields than the schema specifies: value" in events.json()["rejected"][0]["error"]
+    assert api.producer.sent == []
 
 
 def test_when_every_event_is_bad_the_answer_is_422_with_the_reasons(start: Any) -> None:

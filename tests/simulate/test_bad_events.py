@@ -1,10 +1,12 @@
 from collections import Counter
+from functools import partial
 from typing import get_args
 
 import numpy as np
 import pytest
 
 from headrace.bad_events import REASONS, BadKind, bad_event, draw_kind
+from headrace.memory_rows import InMemory
 from headrace.step import Record
 from joiner.join import PartitionJoin
 from joiner.settings import JoinerSettings
@@ -19,7 +21,7 @@ def test_every_kind_has_a_reason() -> None:
 
 @pytest.mark.parametrize("kind", REASONS)
 def test_the_joiner_refuses_each_kind_for_its_reason(kind: BadKind) -> None:
-    step = PartitionJoin(SETTINGS, 0, [])
+    step = InMemory(partial(PartitionJoin, SETTINGS, 0))
     topic, value = bad_event(kind, "u-1", "7", NOW_MS, SETTINGS.max_event_bytes)
     outcomes = [step.apply(topic, [Record(0, NOW_MS, value)], NOW_MS)]
     # feedback on an unknown page is refused only when its page can no longer come: both inputs idle, event time goes on by itself

@@ -1,0 +1,50 @@
+"""The stored rows of feedback that set labels: each is kept as long as one of the blocks that it labelled is open."""
+
+from collections.abc import Iterable, Sequence
+from heapq import heappop, heappush
+
+from headrace.step import Outcome, Record
+from joiner.block import Block
+from joiner.rows import pack_records, row_key
+from joiner.waiting import WaitingFeedback
+
+
+class KeptFeedback:
+    """Which rows are kept, by the offset of their first record, and from where the topic is needed."""
+
+    def __init__(self) -> None:
+        self._open_blocks: dict[int, int] = {}  # first offset of a row -> open blocks that it labelled
+        self._needed: list[int] = []  # heap of offsets, some of them no longer needed
+
+    def keep(self, records: Sequence[Record], labelled: Iterable[Block], outcome: Outcome) -> None:
+        """Store the records of labels as one row."""
+        first_offset = min(record.offset for record in records)
+        self.hold(first_offset, labelled)
+        outcome.changes.append((row_key(b"f", first_offset), pack_records(records)))
+
+    def hold(self, first_offset: int, labelled: Iterable[Block]) -> None:
+        """Keep a row that is stored."""
+        blocks = set(labelled)
+        self._open_blocks[first_offset] = len(blocks)
+        heappush(self._needed, first_offset)
+        for block in blocks:
+            block.feedback_rows.add(first_offset)
+
+    def need(self, offset: int) -> None:
+        """A record that waits is needed, too."""
+        heappush(self._needed, offset)
+
+    def forget(self, block: Block, outcome: Outcome) -> None:
+        """A block closes: drop the rows that no other block needs."""
+        for first_offset in block.feedback_rows:
+            self._open_blocks[first_offset] -= 1
+            if not self._open_blocks[first_offset]:
+                del self._open_blocks[first_offset]
+                outcome.changes.append((row_key(b"f", first_offset), None))
+
+    def first_needed(self, waiting: WaitingFeedback) -> int | None:
+        """The first offset that an open block or a waiting feedback needs."""
+        heap = self._needed
+        while heap and heap[0] not in self._open_blocks and heap[0] not in waiting.offsets:
+            heappop(heap)
+        return heap[0] if heap else None
