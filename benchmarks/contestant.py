@@ -71,8 +71,7 @@ class Contestant:
 
     def peak_mb(self) -> float:
         """The most memory that was ever resident, in 10**6 bytes."""
-        found = re.search(r"^VmHWM:\s+(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text(), re.MULTILINE)
-        return int(found[1]) * 1024 / 1e6 if found else 0.0
+        return peak_mb(self.process.pid)
 
     def stop(self) -> None:
         """Ask it to end; insist after 20 s."""
@@ -92,6 +91,12 @@ def cpu_s(pid: int) -> float:
     """User and system time of a process so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS_A_S
+
+
+def peak_mb(pid: int | str) -> float:
+    """The most memory of a process that was ever resident, in 10**6 bytes."""
+    found = re.search(r"^VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return int(found[1]) * 1024 / 1e6 if found else 0.0
 
 
 class Ends:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from confluent_kafka import Producer
 
 from schemas.topics import EXPOSURES, FEEDBACK
@@ -52,10 +53,10 @@ def make_log(items: int, items_a_page: int, seed: int = 1) -> JoinLog:
     is_late = np.arange(len(reacted)) % LATE_EVERY == 0
     delays_ms[is_late] = WINDOW_MS + chance.integers(1, 300_000, is_late.sum())
     pages_reacted = reacted // items_a_page
-    reacted_ms = _shown_ms(pages_reacted, pages) + delays_ms
+    reacted_ms = shown_at_ms(pages_reacted, pages, SPAN_MS) + delays_ms
     order = np.argsort(reacted_ms, kind="stable")
     feedback = [
-        (FEEDBACK, page % PARTITIONS, _feedback(event, page, f"i{item}", ts_ms))
+        (FEEDBACK, page % PARTITIONS, reaction(event, page, f"i{item}", ts_ms))
         for event, (page, item, ts_ms) in enumerate(
             zip(pages_reacted[order].tolist(), reacted[order].tolist(), reacted_ms[order].tolist(), strict=True)
         )
@@ -63,7 +64,7 @@ def make_log(items: int, items_a_page: int, seed: int = 1) -> JoinLog:
     labels = {(f"r{item // items_a_page}", f"i{item}"): 0.0 for item in range(pages * items_a_page)}
     labels.update(((f"r{item // items_a_page}", f"i{item}"), 1.0) for item in reacted[~is_late].tolist())
     return JoinLog(
-        [*exposures, *feedback, *_flushes()],
+        [*exposures, *feedback, *flushes(START_MS + SPAN_MS + 10 * WINDOW_MS)],
         labels,
         len(exposures),
         len(feedback),
@@ -73,13 +74,13 @@ def make_log(items: int, items_a_page: int, seed: int = 1) -> JoinLog:
     )
 
 
-def exposure_messages(first: int, end: int, pages: int, items_a_page: int, seed: int) -> Iterator[bytes]:
-    """The exposures number `first` to `end` of a log of `pages`, as schemas/exposure.py has them."""
+def exposure_messages(first: int, end: int, pages: int, items_a_page: int, seed: int, span_ms: int = SPAN_MS) -> Iterator[bytes]:
+    """The exposures number `first` to `end` at a pace of `pages` in `span_ms`, as schemas/exposure.py has them."""
     chance = np.random.default_rng((seed, first))
     drawn = chance.random((end - first, 2)).round(6).tolist()
     recent = chance.integers(0, 10**6, (end - first, 6)).tolist()
     scores = chance.random((end - first, items_a_page, 2)).round(6).tolist()
-    shown_ms = _shown_ms(np.arange(first, end), pages).tolist()
+    shown_ms = shown_at_ms(np.arange(first, end), pages, span_ms).tolist()
     for page, ts_ms, (age, action), ids, page_scores in zip(range(first, end), shown_ms, drawn, recent, scores, strict=True):
         first_item = page * items_a_page
         shown = ",".join(
@@ -94,24 +95,25 @@ def exposure_messages(first: int, end: int, pages: int, items_a_page: int, seed:
         ).encode()
 
 
-def _shown_ms(pages: "np.ndarray[tuple[int], np.dtype[np.int64]]", total: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
-    return START_MS + pages * SPAN_MS // total
+def shown_at_ms(pages: npt.NDArray[np.int64], of: int, span_ms: int) -> npt.NDArray[np.int64]:
+    """When each of `pages` is shown: there are `of` in `span_ms`."""
+    return START_MS + pages * span_ms // of
 
 
-def _feedback(event: int, page: int, item_id: str, ts_ms: int) -> bytes:
+def reaction(event: int, page: int, item_id: str, ts_ms: int) -> bytes:
+    """A click, as schemas/feedback.py has it."""
     return (
         f'{{"event_id":"e{event}","request_id":"r{page}","user_id":"u{page % 50_000}","item_id":"{item_id}",'
         f'"ts_ms":{ts_ms},"kind":"click"}}'
     ).encode()
 
 
-def _flushes() -> Iterator[Message]:
-    """One exposure and one feedback a partition, so much later that they close everything before them."""
-    ts_ms = START_MS + SPAN_MS + 10 * WINDOW_MS
+def flushes(ts_ms: int, name: str = FLUSH) -> Iterator[Message]:
+    """One exposure and one feedback a partition at `ts_ms`: they close what is a window older. `name` begins with FLUSH."""
     for partition in range(PARTITIONS):
-        ids = f'"request_id":"{FLUSH}{partition}","user_id":"u{partition}","ts_ms":{ts_ms}'
+        ids = f'"request_id":"{name}-{partition}","user_id":"u{partition}","ts_ms":{ts_ms}'
         yield EXPOSURES, partition, f'{{{ids},"state":{{}},"action":[1.0],"items":[{{"item_id":"i0","position":0}}]}}'.encode()
-        yield FEEDBACK, partition, f'{{{ids},"event_id":"{FLUSH}{partition}","item_id":"i0","kind":"click"}}'.encode()
+        yield FEEDBACK, partition, f'{{{ids},"event_id":"{name}-{partition}","item_id":"i0","kind":"click"}}'.encode()
 
 
 def fill(broker: str, messages: Sequence[Message] | Iterator[Message]) -> None:
