@@ -21,10 +21,19 @@ Taken = list[tuple[TP, int, list[Any]]]
 """Of each partition: the generation in which its records were taken, and the records."""
 
 
+FETCH_MAX_WAIT_MS = 500
+"""How long a broker may keep an empty answer back (Faust says 1500). A partition that is released waits for it: one fetch at a time."""
+
+
 class GroupMember(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
     """Faust's consumer thread. Methods without `async` may be called from any thread."""
 
     _heard_s = float("-inf")
+
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        consumer._fetch_max_wait_ms = FETCH_MAX_WAIT_MS
+        return consumer
 
     async def on_start(self) -> None:
         """Connect, and from then on note what the group answers."""
