@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 TICK_S = 0.5
 FRESH_S = 5.0
-"""A topic is known to be read to its end for so long after the broker said so. A healthy consumer asks every 1.5 s (fetch_max_wait_ms)."""
+"""A topic is known to be read to its end for so long after the broker said so. A healthy consumer asks twice a second."""
 STALL_LOOKS = 4
 """So many looks at a partition without any life in it, and the worker has stalled."""
 CRASH_EXIT_CODE = 70
