@@ -18,6 +18,7 @@ from headrace.orphans import end_with_parent
 from headrace.settings import CONFIG_VARIABLE
 
 LOOK_S = 0.02
+ANSWER_S = 30.0
 QUIET_S = 2.0
 """So long without a new sample, and the topic is read to see whether all are there."""
 FIRST_BATCH = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) INFO \S+: .*first batch", re.MULTILINE)
@@ -100,23 +101,21 @@ class Ends:
         self._admin = AdminClient({"bootstrap.servers": broker, "log_level": 0})
 
     def create(self, topic: str) -> None:
-        """A new topic, once its partitions can be asked."""
+        """A new topic."""
         self._admin.create_topics([NewTopic(topic, PARTITIONS, 1)])[topic].result(30)
-        deadline_s = time.monotonic() + 30
-        while True:
-            try:
-                self.of(topic)
-                return
-            except KafkaException:
-                if time.monotonic() > deadline_s:
-                    raise
-                time.sleep(0.1)
 
     def of(self, topic: str) -> int:
         """The sum of the partitions' ends. It grows with every batch of records, on the embedded broker by one a batch."""
         latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
-        asked = self._admin.list_offsets({TopicPartition(topic, partition): latest for partition in range(PARTITIONS)})
-        return sum(future.result(30).offset for future in asked.values())
+        partitions = {TopicPartition(topic, partition): latest for partition in range(PARTITIONS)}
+        deadline_s = time.monotonic() + ANSWER_S
+        while True:
+            try:
+                return sum(future.result(ANSWER_S).offset for future in self._admin.list_offsets(partitions).values())
+            except KafkaException:  # a new topic has no leader yet
+                if time.monotonic() > deadline_s:
+                    raise
+                time.sleep(LOOK_S)
 
 
 def looks_until_quiet(contestant: Contestant, ends: Ends, topic: str, first: int, timeout_s: float) -> Iterator[Look]:

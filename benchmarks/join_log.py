@@ -14,8 +14,8 @@ SPAN_MS = 2 * 3_600_000
 WINDOW_MS = 1_800_000
 MEAN_DELAY_MS = 300_000
 """Reactions come after an exponential time of this mean, the slowest exactly at the window's end: they count still."""
-LATE_SHARE = 0.01
-"""Of all reactions, how many come after their window: they must not become labels."""
+LATE_EVERY = 100
+"""One reaction of so many comes after its window: it must not become a label."""
 FEEDBACK_SHARE = 31 / 300
 """Reactions an exposed item."""
 FLUSH = "flush"
@@ -49,7 +49,7 @@ def make_log(items: int, items_a_page: int, seed: int = 1) -> JoinLog:
     exposures = [(EXPOSURES, page % PARTITIONS, value) for page, value in enumerate(exposure_messages(0, pages, pages, items_a_page, seed))]
     reacted = np.sort(chance.choice(pages * items_a_page, round(pages * items_a_page * FEEDBACK_SHARE), replace=False))
     delays_ms = np.minimum(chance.exponential(MEAN_DELAY_MS, len(reacted)).astype(np.int64) + 500, WINDOW_MS)
-    is_late = chance.random(len(reacted)) < LATE_SHARE
+    is_late = np.arange(len(reacted)) % LATE_EVERY == 0
     delays_ms[is_late] = WINDOW_MS + chance.integers(1, 300_000, is_late.sum())
     pages_reacted = reacted // items_a_page
     reacted_ms = _shown_ms(pages_reacted, pages) + delays_ms

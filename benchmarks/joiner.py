@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from benchmarks.contestant import Contestant, Ends, Look, cpu_s, looks_until_quiet, running
 from benchmarks.join_log import PARTITIONS, WINDOW_MS, JoinLog, fill, make_log
-from benchmarks.samples import Faults, Row, SampleReader, faults
+from benchmarks.samples import Faults, Row, SampleReader, faults, warm_up
 from headrace import broker as brokers
 from headrace.settings import StreamSettings
 from schemas.topics import SAMPLES
 
-CONTESTANTS = ("headrace", "floor")
+CONTESTANTS = ("headrace", "floor", "bytewax")
+NO_BYTEWAX = "bytewax 0.21.1 is not installed: it has wheels for Python 3.11 and 3.12 only (pip install bytewax==0.21.1)"
 TIMEOUT_S = 120.0
 """So long without a sample, and a run is over: what did not come is missing."""
 
@@ -73,6 +75,7 @@ class Arena:
         brokers.create_topics(settings)
         fill(broker.address, log.messages)
         self._ends, self._reader = Ends(broker.address), SampleReader(broker.address)
+        warm_up(broker.address, len(log.messages))
         self._runs = 0
 
     def run(self, name: str) -> Run:
@@ -104,8 +107,9 @@ class Arena:
             rows += self._reader.read(topic, end)
             found = faults(self._log.labels, rows)
             is_over = not found.missing or end == read_to or not contestant.is_alive
-        if not contestant.is_alive:
-            raise ValueError(f"{contestant.log_file.parent.name} ended by itself: {contestant.log_file.read_text()[-300:]!r}")
+        if not contestant.is_alive or end == first_end:
+            came = "ended by itself" if not contestant.is_alive else f"gave no sample within {TIMEOUT_S:.0f} s"
+            raise ValueError(f"{contestant.log_file.parent.name} {came}; its log ends with: {contestant.log_file.read_text()[-300:]!r}")
         start_s = contestant.first_batch_s()
         first = next(number for number, look in enumerate(looks) if look.at_s >= start_s)
         last = next(number for number, look in enumerate(looks) if look.end == looks[-1].end)
@@ -130,9 +134,10 @@ def measure(kind: str, log: JoinLog, contestants: Sequence[str], rounds: int, fo
     with brokers.running(kind, folder) as broker:
         say(f"{kind} broker: {len(log.messages):,} messages")
         arena = Arena(broker, log, folder)
-        for number in range(1, rounds + 1):
-            for name in contestants:
-                say(f"pages of {log.items_a_page}, round {number} of {rounds}: {name}")
+        for number in range(rounds):
+            first = number % len(contestants)
+            for name in (*contestants[first:], *contestants[:first]):  # nobody is always the first
+                say(f"pages of {log.items_a_page}, round {number + 1} of {rounds}: {name}")
                 runs[name].append(arena.run(name))
         arena.close()
     return runs
@@ -172,8 +177,10 @@ def main(
     """Measure the contestants with pages of each size. The first size's figures are at the top of the report."""
     progress = Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=Console(stderr=True))
     cases: dict[str, dict[str, Any]] = {}
+    left_out = {} if find_spec("bytewax") else {"bytewax": NO_BYTEWAX}
     with progress, tempfile.TemporaryDirectory(prefix="headrace-bench-") as temporary:
         task = progress.add_task("making the log")
+        contestants = [name for name in contestants if name not in left_out]
         for size in page_sizes:
             log = make_log(items, size)
             folder = Path(temporary) / f"pages-of-{size}"
@@ -183,8 +190,9 @@ def main(
     return {
         "benchmark": "joiner",
         **{name: first["headrace"][name] for name in ("events_per_s", "cpu_s_per_100k", "peak_rss_mb")},
-        **{f"ratio_to_{name}": first[f"ratio_to_{name}"] for name in contestants if name != "headrace"},
+        **{f"ratio_to_{name}": first.get(f"ratio_to_{name}") for name in CONTESTANTS[1:]},
         **{fault: max(case[name][fault] for case in cases.values() for name in contestants) for fault in Faults._fields},
+        **({"left_out": left_out} if left_out else {}),
         **cases,
         "broker": kind,
         "rounds": rounds,
@@ -202,7 +210,8 @@ def has_faults(report: dict[str, Any]) -> bool:
 def machine() -> dict[str, Any]:
     """Where this was measured, and with which versions."""
     cpu = next((line.partition(":")[2].strip() for line in _cpu_info() if line.startswith("model name")), platform.processor())
-    packages = ("headrace", "faust-streaming", "aiokafka", "confluent-kafka", "orjson", "msgspec", "pyarrow", "rocksdict")
+    packages: tuple[str, ...] = ("headrace", "faust-streaming", "aiokafka", "confluent-kafka", "orjson", "msgspec", "pyarrow", "rocksdict")
+    packages += ("bytewax",) if find_spec("bytewax") else ()
     return {
         "cpu": cpu,
         "cpus": os.cpu_count(),

@@ -10,7 +10,7 @@ from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 
 from benchmarks.join_log import FLUSH, PARTITIONS
 from schemas.codec import decode_batch
-from schemas.topics import SAMPLES
+from schemas.topics import EXPOSURES, FEEDBACK, SAMPLES
 
 QUIET_S = 0.5
 TIMEOUT_S = 60.0
@@ -18,6 +18,18 @@ TIMEOUT_S = 60.0
 Pair = tuple[str, str]
 Row = tuple[str, str, float]
 """request_id, item_id, label."""
+
+
+def warm_up(broker: str, messages: int) -> None:
+    """Read both inputs once: the first contestant must not pay for a cold broker."""
+    consumer = Consumer({"bootstrap.servers": broker, "group.id": "benchmark", "enable.auto.commit": False, "log_level": 0})
+    consumer.assign([TopicPartition(topic, partition, 0) for topic in (EXPOSURES, FEEDBACK) for partition in range(PARTITIONS)])
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while messages > 0:
+        messages -= len(consumer.consume(10_000, 0.2))
+        if time.monotonic() > deadline_s:
+            raise TimeoutError(f"the broker at {broker} still has {messages} messages to give after {TIMEOUT_S:.0f} s")
+    consumer.close()
 
 
 class Faults(NamedTuple):
