@@ -1,26 +1,13 @@
 """The batch transport by itself, without the rest of Headrace: one Faust application, or several, in this process."""
 
 import asyncio
-import os
-import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from faust.types import TP
 from reader import PARTITIONS, Reader, committed, fill, new_topic, until
-
-from headrace import broker
-
-
-@pytest.fixture(scope="module", params=["embedded", pytest.param("kafka", marks=pytest.mark.kafka)])
-def any_broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, float]]:
-    """A broker's address, and the shortest session that it allows, in s."""
-    if request.param == "kafka" and not (os.environ.get("KAFKA_HOME") and shutil.which("java")):
-        pytest.skip("no real Kafka here: set KAFKA_HOME to a distribution, and install java 17")
-    with broker.running(request.param, tmp_path_factory.mktemp("broker")) as running:
-        yield running.address, 6.0 if request.param == "kafka" else 2.0
 
 
 class Begin:
