@@ -55,13 +55,7 @@ class Relay:
 def main(broker: str, state_dir: str, group: str, web_port: str) -> None:
     settings = StreamSettings(broker=broker, state_dir=Path(state_dir), group_prefix=group)
     app = create_app("relay", settings, int(web_port))
-    stage = add_stage(app, "relay", settings, lambda partition, stored: Relay(stored))
-
-    @app.agent(app.topic(EXPOSURES))
-    async def on_exposures(stream: object) -> None:
-        async for event in stream.events():
-            await stage.on_batch(event)
-
+    add_stage(app, "relay", settings, lambda partition, stored: Relay(stored), [EXPOSURES])
     run(app, "INFO")
 
 

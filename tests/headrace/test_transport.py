@@ -1,11 +1,13 @@
 """The batch transport by itself, without the rest of Headrace: one Faust application, or several, in this process."""
 
 import asyncio
+import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from aiokafka.protocol.group import HeartbeatRequest
 from faust.types import TP
 from reader import PARTITIONS, Reader, committed, fill, new_topic, until
 
@@ -189,6 +191,28 @@ async def test_a_member_that_the_group_has_not_heard_commits_nothing(
             await reader.app.consumer.commit()
             assert committed(address, group, topic, 1) == [-1001]
         await until(lambda: committed(address, group, topic, 1) == [10], "the commit")
+
+
+async def test_a_member_whose_heartbeats_are_not_answered_is_none_after_the_session_time_out(
+    any_broker: tuple[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, session_s = any_broker
+    topic = new_topic(address, 1)
+    async with Reader(address, group_name(), [topic], tmp_path, session_s) as reader:
+        await until(reader.app.consumer.is_member, "the assignment")
+        await asyncio.sleep(1.5 * session_s)
+        assert reader.app.consumer.is_member()
+        client = reader.app.consumer._thread._consumer._client
+        send = client.send
+
+        async def away(node: int, request: object, **how: object) -> object:
+            return await (send(node, request, **how) if type(request) is not HeartbeatRequest else asyncio.sleep(3600))
+
+        monkeypatch.setattr(client, "send", away)
+        silent_s = time.monotonic()
+        await until(lambda: not reader.app.consumer.is_member(), "the end of the session")
+        assert time.monotonic() - silent_s < session_s
+        monkeypatch.undo()
 
 
 async def test_three_members_have_the_same_partition_numbers_of_both_topics(any_broker: tuple[str, float], tmp_path: Path) -> None:
