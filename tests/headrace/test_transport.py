@@ -1,26 +1,15 @@
 """The batch transport by itself, without the rest of Headrace: one Faust application, or several, in this process."""
 
 import asyncio
-import os
-import shutil
+import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from aiokafka.protocol.group import HeartbeatRequest
 from faust.types import TP
 from reader import PARTITIONS, Reader, committed, fill, new_topic, until
-
-from headrace import broker
-
-
-@pytest.fixture(scope="module", params=["embedded", pytest.param("kafka", marks=pytest.mark.kafka)])
-def any_broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, float]]:
-    """A broker's address, and the shortest session that it allows, in s."""
-    if request.param == "kafka" and not (os.environ.get("KAFKA_HOME") and shutil.which("java")):
-        pytest.skip("no real Kafka here: set KAFKA_HOME to a distribution, and install java 17")
-    with broker.running(request.param, tmp_path_factory.mktemp("broker")) as running:
-        yield running.address, 6.0 if request.param == "kafka" else 2.0
 
 
 class Begin:
@@ -202,6 +191,28 @@ async def test_a_member_that_the_group_has_not_heard_commits_nothing(
             await reader.app.consumer.commit()
             assert committed(address, group, topic, 1) == [-1001]
         await until(lambda: committed(address, group, topic, 1) == [10], "the commit")
+
+
+async def test_a_member_whose_heartbeats_are_not_answered_is_none_after_the_session_time_out(
+    any_broker: tuple[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, session_s = any_broker
+    topic = new_topic(address, 1)
+    async with Reader(address, group_name(), [topic], tmp_path, session_s) as reader:
+        await until(reader.app.consumer.is_member, "the assignment")
+        await asyncio.sleep(1.5 * session_s)
+        assert reader.app.consumer.is_member()
+        client = reader.app.consumer._thread._consumer._client
+        send = client.send
+
+        async def away(node: int, request: object, **how: object) -> object:
+            return await (send(node, request, **how) if type(request) is not HeartbeatRequest else asyncio.sleep(3600))
+
+        monkeypatch.setattr(client, "send", away)
+        silent_s = time.monotonic()
+        await until(lambda: not reader.app.consumer.is_member(), "the end of the session")
+        assert time.monotonic() - silent_s < session_s
+        monkeypatch.undo()
 
 
 async def test_three_members_have_the_same_partition_numbers_of_both_topics(any_broker: tuple[str, float], tmp_path: Path) -> None:
