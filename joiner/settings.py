@@ -71,7 +71,9 @@ class JoinerSettings(Section):
     )
     idle_s: float = Field(30.0, gt=0, description="a topic without records for so long of wall time no longer holds the watermark back")
     max_future_ms: int = Field(300_000, ge=0, description="events further ahead of the clock than this are refused")
-    max_event_bytes: int = Field(1 << 20, ge=1 << 10, description="events larger than this are refused")
+    max_event_bytes: int = Field(
+        1 << 20, ge=1 << 10, le=8 << 20, description="events larger than this are refused; a sample's batch holds the whole exposure"
+    )
     max_open_items: int = Field(
         10_000_000, ge=1, description="a partition with more open items than this slows its intake of exposures down; none is dropped"
     )
