@@ -61,9 +61,10 @@ class PartitionJoin:
         stored: StoredRows,
         formats: Mapping[str, EventFormat] = MappingProxyType({}),
     ) -> None:
+        stored.require_layout(rows.LAYOUT)
         self._settings, self._partition, self._formats = settings, partition, formats
         self._rules = settings.rules()
-        self._hold_ms = max(rule.window_ms + rule.grace_ms for rule in self._rules.values())
+        self._hold_ms = settings.hold_ms
         self._span_ms = max(1, (settings.fast_wait_ms or self._hold_ms) // SPANS_PER_WINDOW)
         self._layout = Layout(sample_schema(settings.feedback_kinds), self._rules, settings.feedback_kinds, partition)
         self._blocks, self._stored = OpenBlocks(), StoredBlocks(stored)

@@ -86,6 +86,11 @@ class JoinerSettings(Section):
         """The kind that makes a row positive."""
         return self.target_kind or self.feedback_kinds[0]
 
+    @property
+    def hold_ms(self) -> int:
+        """How far the watermark passes a page before it leaves: the longest window and grace."""
+        return max(rule.window_ms + rule.grace_ms for rule in self.rules().values())
+
     def rules(self) -> Mapping[str, KindRule]:
         """The rule of every known kind, `leave` included."""
         own = {kind: self.kinds.get(kind, KindSettings()) for kind in (*self.feedback_kinds, LEAVE)}
