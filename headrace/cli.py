@@ -172,6 +172,24 @@ def tap(
 
 
 @app.command()
+def state(
+    service: Annotated[Literal["joiner", "experience", "monitor"], typer.Argument(help="whose state")],
+    json_file: JsonFile = None,
+) -> None:
+    """Show what a service's state on this disk holds: sizes, offsets, counts; of the joiner its watermark and what is open.
+
+    It only reads, beside a running worker or without one; where a broker answers, it shows the lag, too.
+    """
+    from headrace.state import read_state
+    from headrace.state_table import show
+
+    report = read_state(service, load(StreamSettings))
+    write_json(json_file, report)
+    if json_file != "-":
+        show(report)
+
+
+@app.command()
 def config(reference: Annotated[bool, typer.Option(help="the reference of all settings, as Markdown")] = False) -> None:
     """Print the effective settings and where each comes from; secrets are masked."""
     from rich.console import Console
