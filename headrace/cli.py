@@ -88,9 +88,9 @@ def topics() -> None:
 
 @app.command()
 def worker(
-    service: Annotated[Literal["joiner", "experience", "trainer", "monitor", "controller"], typer.Argument(help="which service")],
+    service: Annotated[Literal["joiner", "experience", "trainer", "monitor", "controller", "sink"], typer.Argument(help="which service")],
     web_port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="port of /metrics; by default 6066 to 6070, in the order above")
+        int | None, typer.Option(min=1, max=65535, help="port of /metrics; by default 6066 to 6071, in the order above")
     ] = None,
     log_level: LogLevel = "INFO",
 ) -> None:
