@@ -47,7 +47,7 @@ def persist(
             return operation()
         except FileNotFoundError:
             raise
-        except (OSError, RuntimeError, ValueError) as error:  # what pyarrow's file systems and fsspec's raise
+        except (OSError, RuntimeError) as error:  # what pyarrow's file systems raise, and fsspec for what a name node refuses
             if (explained := explain(error)) is not None:
                 raise explained from error
             now_s = time.monotonic()

@@ -113,7 +113,7 @@ class Target:
         """The line for a person; None where trying again may help."""
         text = one_line(error)
         number = getattr(error, "errno", None)
-        if isinstance(error, PermissionError) or number in (errno.EROFS, errno.EPERM) or "ACCESS_DENIED" in text or "403" in text[:40]:
+        if isinstance(error, PermissionError) or number in (errno.EROFS, errno.EPERM) or "ACCESS_DENIED" in text:
             return ConfigError(f"sink.uri = {self.uri}: no permission to write there: grant it, or name a place of your own ({text[:150]})")
         if number in (errno.ENOSPC, errno.EDQUOT) or "quota of" in text:
             return ConfigError(f"sink.uri = {self.uri}: no space left there: free some, or name another place")
@@ -223,7 +223,5 @@ def require(target: Target, patience_s: float) -> None:
     """Raise ConfigError where the target cannot be written to, or does not answer within `patience_s`."""
     try:
         persist(target.check, target.explain, patience_s, threading.Event())
-    except (OSError, RuntimeError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
+    except (OSError, RuntimeError) as error:
         raise ConfigError(f"sink.uri = {target.uri} does not answer: start it, or correct sink.uri ({one_line(error)})") from error
