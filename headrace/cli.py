@@ -6,6 +6,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -296,6 +298,31 @@ def bench_joiner(
     report = bench(events=events, rounds=rounds)
     show(report)
     write_json(json_file, report)
+
+
+@bench_app.command(name="sink")
+def bench_sink(
+    rows: Annotated[int, typer.Option(min=1000, help="of pages with one item; then as many of pages with ten")] = 1_000_000,
+    rounds: Annotated[int, typer.Option(min=1, help="alternating rounds; medians are reported")] = 3,
+    json_file: JsonFile = None,
+) -> None:
+    """Samples from a broker into local Parquet files, beside a bare confluent-kafka + ParquetWriter loop."""
+    from benchmarks.sink import main as bench
+    from benchmarks.sink import show
+    from headrace.broker import free_port
+
+    report = bench(rows=rows, rounds=rounds, start_broker=_broker_with_topics, web_port=free_port())
+    show(report)
+    write_json(json_file, report)
+
+
+@contextmanager
+def _broker_with_topics(folder: Path, partitions: int) -> Iterator[str]:
+    from headrace import broker as brokers
+
+    with brokers.running("embedded", folder) as running:
+        brokers.create_topics(load(StreamSettings, broker=running.address, partitions=partitions))
+        yield running.address
 
 
 def main() -> None:

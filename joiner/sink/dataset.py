@@ -37,9 +37,9 @@ def _open(target: Target) -> ds.Dataset:
     deadline_s = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline_s:
         try:
-            before = _journals(target)
+            before = read_journals(target)
             files = list(target.files())
-            after = _journals(target)
+            after = read_journals(target)
         except FileNotFoundError:
             continue  # a version that was replaced between its name and its content
         if _nothing_moved(before, after):
@@ -47,7 +47,8 @@ def _open(target: Target) -> ds.Dataset:
     raise TimeoutError(f"{target.uri} changed more quickly than it could be listed, for {PATIENCE_S:.0f} s")
 
 
-def _journals(target: Target) -> Journals:
+def read_journals(target: Target) -> Journals:
+    """Each partition's journal, with its version. Raises FileNotFoundError where one was replaced meanwhile."""
     names: dict[int, list[str]] = {}
     for path, _ in target.files(FOLDER):
         partition, _, name = path.removeprefix(f"{FOLDER}/").partition("/")

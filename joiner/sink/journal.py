@@ -23,7 +23,7 @@ import numpy as np
 from msgspec.structs import replace
 
 FOLDER = "_headrace"
-"""Hidden: pyarrow, Spark, Hive, Trino and DuckDB ignore names that begin with `_`."""
+"""Hidden: pyarrow, Spark, Hive and Trino ignore names that begin with `_`."""
 FORMAT = 1
 WRITING = 0
 """Time of a file in `absent` that its owner is about to write."""

@@ -22,7 +22,7 @@ from headrace.broker import create_topics, free_port, running
 from headrace.metrics import parse
 from headrace.settings import ConfigError, StreamSettings
 from headrace.tap import tap
-from joiner.sink.dataset import _journals
+from joiner.sink.dataset import read_journals
 from joiner.sink.settings import StorageOptions
 from joiner.sink.target import open_target
 from schemas.codec import encode_batch
@@ -45,9 +45,8 @@ class SinkProcess:
             **os.environ,
             "HEADRACE_STREAM_BROKER": broker,
             "HEADRACE_STREAM_STATE_DIR": str(folder / "state"),
-            "HEADRACE_STREAM_SESSION_TIMEOUT_S": "3",
             "HEADRACE_STREAM_HEARTBEAT_INTERVAL_S": "0.5",
-            **{f"HEADRACE_SINK_{name}": value for name, value in settings.items()},
+            **{f"HEADRACE_{name}": value for name, value in settings.items()},
         }
         self.start()
 
@@ -115,37 +114,64 @@ def kill_in_the_middle_of_a_flush(process: SinkProcess, uri: Path) -> int:
     while not set(uri.glob(BEING_WRITTEN)) - before:
         assert time.monotonic() < deadline_s and process.process.poll() is None, process.log.read_text()
     process.kill()
-    journals = [journal for _, journal in _journals(open_target(str(uri), StorageOptions())).values()]
+    journals = [journal for _, journal in read_journals(open_target(str(uri), StorageOptions())).values()]
     return sum(len(journal.unfinished()) for journal in journals)
+
+
+def check_pipeline(broker: str, folder: Path, kills: int, session_timeout_s: float = 3.0) -> None:
+    uri, unfinished = folder / "samples", 0
+    create_topics(StreamSettings(broker=broker))
+    chosen = {"SINK_URI": str(uri), "SINK_FLUSH_S": "0.3", "SINK_COMPACT_AFTER_S": "1", "SINK_KEEP_REPLACED_S": "1"}
+    chosen["STREAM_SESSION_TIMEOUT_S"] = str(session_timeout_s)
+    with sink(broker, folder, **chosen) as process, ThreadPoolExecutor(1) as producing:
+        produced = producing.submit(produce, broker, seed=kills, seconds=5.0 * kills)
+        for _ in range(kills):
+            unfinished += kill_in_the_middle_of_a_flush(process, uri)
+            process.start()
+        rows = produced.result()
+        wait_for_rows(uri, rows.total(), process)
+        assert read(uri) == rows
+        assert (unfinished > 0) == (kills > 0)
+
+        wait_until_merged(uri, process)
+        assert read(uri) == rows
+        page = parse(process.metrics())
+        assert page.total("headrace_rows_out_total", stage="sink") == rows.total()
+        assert page.total("headrace_ignored_total", stage="sink", reason="duplicate") > 0
+        assert page.total("headrace_rejected_total", stage="sink", reason="malformed") == 1
+        process.process.send_signal(signal.SIGTERM)
+        assert process.process.wait(30) == 0
+    letters = list(tap(StreamSettings(broker=broker), DEAD_LETTERS, True, None, 1.0))
+    assert {json.loads(letter)["value"]["reason"] for letter in letters} == {"malformed"}
+    assert read_plainly(uri) == rows
 
 
 @pytest.mark.parametrize("kills", [0, 6])
 def test_a_sink_killed_under_load_writes_each_sample_once(tmp_path: Path, kills: int) -> None:
-    uri, unfinished = tmp_path / "samples", 0
     with running("embedded", tmp_path / "broker") as broker:
-        create_topics(StreamSettings(broker=broker.address))
-        chosen = {"URI": str(uri), "FLUSH_S": "0.3", "COMPACT_AFTER_S": "1", "KEEP_REPLACED_S": "1"}
-        with sink(broker.address, tmp_path, **chosen) as process, ThreadPoolExecutor(1) as producing:
-            produced = producing.submit(produce, broker.address, seed=kills, seconds=5.0 * kills)
-            for _ in range(kills):
-                unfinished += kill_in_the_middle_of_a_flush(process, uri)
-                process.start()
-            rows = produced.result()
-            wait_for_rows(uri, rows.total(), process)
-            assert read(uri) == rows
-            assert (unfinished > 0) == (kills > 0)
+        check_pipeline(broker.address, tmp_path, kills)
 
-            wait_until_merged(uri, process)
-            assert read(uri) == rows
-            page = parse(process.metrics())
-            assert page.total("headrace_rows_out_total", stage="sink") == rows.total()
-            assert page.total("headrace_ignored_total", stage="sink", reason="duplicate") > 0
-            assert page.total("headrace_rejected_total", stage="sink", reason="malformed") == 1
-            process.process.send_signal(signal.SIGTERM)
-            assert process.process.wait(30) == 0
-        letters = list(tap(StreamSettings(broker=broker.address), DEAD_LETTERS, True, None, 1.0))
-        assert {json.loads(letter)["value"]["reason"] for letter in letters} == {"malformed"}
-    assert read_plainly(uri) == rows
+
+@pytest.mark.kafka
+def test_a_sink_on_a_real_kafka_writes_each_sample_once(kafka_broker: str, tmp_path: Path) -> None:
+    # 6 s is the least that Kafka's default group.min.session.timeout.ms allows
+    check_pipeline(kafka_broker, tmp_path, kills=3, session_timeout_s=6.0)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "says"),
+    [
+        ({"SINK_URI": "gopher://host/x"}, "setting sink.uri = 'gopher://host/x': scheme 'gopher' is not known"),
+        ({"SINK_URI": f"file://{__file__}/x"}, f"sink.uri = file://{__file__}/x is, or lies below, a file: name a folder"),
+        ({"SINK_TOPIC": "exposures"}, "setting sink.topic = 'exposures': choose one of samples"),
+    ],
+)
+def test_a_sink_that_cannot_start_says_why_in_one_line(embedded_broker: str, tmp_path: Path, chosen: dict[str, str], says: str) -> None:
+    create_topics(StreamSettings(broker=embedded_broker))
+    with sink(embedded_broker, tmp_path, **chosen) as process:
+        assert process.process.wait(30) == 2
+    (line,) = process.log.read_text().splitlines()
+    assert line.startswith(f"headrace: {says}")
 
 
 def wait_until_merged(uri: Path, process: SinkProcess) -> None:

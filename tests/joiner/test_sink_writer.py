@@ -10,7 +10,7 @@ from sink_samples import HOUR_MS, NOW_MS, START_MS, Page, local, message, read, 
 
 from headrace.settings import ConfigError, load
 from headrace.step import Count, Record
-from joiner.sink.dataset import _journals, _nothing_moved, open_samples, part_of
+from joiner.sink.dataset import _nothing_moved, open_samples, part_of, read_journals
 from joiner.sink.journal import FROZEN_MS, FileName, Journal, Version
 from joiner.sink.settings import SinkSettings
 from joiner.sink.writer import Chunk, PartitionWriter
@@ -227,12 +227,12 @@ def test_a_merge_during_the_listing_is_seen(tmp_path: Path, monkeypatch: pytest.
     def tidying(target: object) -> object:
         nonlocal looks
         looks += 1
-        found = _journals(target)  # type: ignore[arg-type]
+        found = read_journals(target)  # type: ignore[arg-type]
         if looks == 1:
             tidy(sink, NOW_MS + 1_000)
         return found
 
-    monkeypatch.setattr("joiner.sink.dataset._journals", tidying)
+    monkeypatch.setattr("joiner.sink.dataset.read_journals", tidying)
 
     assert read(tmp_path).total() == 8
     assert looks == 4
