@@ -190,7 +190,7 @@ class PartitionJoin:
         outcome = refusals.outcome
         ended_ms = self._watermark.advance(refusals.now_ms) - self._hold_ms
         if self._pointwise.has_rows_to_send(self._watermark.ms):
-            self._pointwise.send(self._watermark.ms, self._blocks.oldest_ms(max(0, ended_ms)), outcome)
+            self._pointwise.send(self._watermark, self._blocks.oldest_ms(max(0, ended_ms)), outcome)
         if ended := self._blocks.ended(ended_ms):
             self._close_blocks(ended, ended_ms, outcome)
         outcome.changes += [(rows.row_key(b"c", first_offset), None) for first_offset in self._closed.expire(ended_ms - self._hold_ms)]
@@ -220,7 +220,7 @@ class PartitionJoin:
             samples = block.samples(self._layout, columns, messages, closed_by, block.every_row())
             outcome.counts[Count("out", SAMPLES)] += block.rows
             outcome.outputs.append(Output(SAMPLES, encode_batch(samples, promise_ms)))
-            self._pointwise.close(block, samples, self._watermark.ms, promise_ms, outcome)
+            self._pointwise.close(block, samples, self._watermark.feedback_ms(), promise_ms, outcome)
 
     def _close(self, block: Block, columns: pa.RecordBatch, outcome: Outcome) -> None:
         """Take a block out of the state."""
