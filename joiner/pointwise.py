@@ -64,12 +64,8 @@ class Pointwise:
         else:
             fake_negative, fsiw = one, one
         floats = (p * one, come_by, fake_negative, fsiw, log(self._keep_rate) * one)
-        columns = [
-            *samples.columns,
-            pa.array(is_positive),
-            pa.array(elapsed_ms),
-            *(pa.array(column.astype(np.float32)) for column in floats),
-        ]
+        exact = (pa.array(is_positive), pa.array(elapsed_ms))
+        columns = [*samples.columns, *exact, *(pa.array(column.astype(np.float32)) for column in floats)]
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
     def _is_kept(self, samples: pa.RecordBatch) -> Bools:
