@@ -199,7 +199,7 @@ class PartitionWriter:
         self._metrics.flush_seconds.observe(took_s)
         size = sum(map(len, files.values()))
         log.info(
-            "sink %d: %d rows, offsets %d to %d, in %d files, %d bytes, %.2f s",
+            "sink %d: wrote %d rows of offsets %d to %d, files: %d, bytes: %d, %.2f s",
             self.partition, chunk.rows, chunk.first_offset, chunk.next_offset - 1, len(files), size, took_s,
         )  # fmt: skip
 
