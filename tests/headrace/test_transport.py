@@ -315,7 +315,7 @@ async def test_nothing_is_delivered_before_the_owner_has_opened_its_first_partit
     topic, group = new_topic(address, 1), group_name()
     fill(address, topic, 0, 50, 1)
     owner = Slow({TP(topic, 0): 20})
-    first, second = Reader(address, group, [topic], tmp_path, session_s), Reader(address, group, [topic], tmp_path, session_s, owner)
+    first, second = (Reader(address, group, [topic], tmp_path, session_s, each) for each in (Begin({}), owner))  # nobody commits
     owner.batches_seen = lambda: len(second.seen)
     await first.app.start()
     async with second:
