@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -294,6 +294,60 @@ async def test_an_owner_that_has_no_partition_any_more_is_told_so(any_broker: tu
         for owner in owners:
             told = [event.split()[0] for event in owner.events]
             assert told == ["revoked", "assigned"] * (len(told) // 2) + ["revoked"] * (len(told) % 2)
+
+
+class Slow(Begin):
+    """An owner that takes a while to open its partitions."""
+
+    open_at: int | None = None
+
+    async def on_assigned(self, committed: Mapping[TP, int | None]) -> Mapping[TP, int]:
+        if committed:
+            await asyncio.sleep(1.3)  # longer than one poll
+            self.open_at = self.batches_seen()
+        return await super().on_assigned(committed)
+
+    batches_seen: Callable[[], int]
+
+
+async def test_nothing_is_delivered_before_the_owner_has_opened_its_first_partitions(any_broker: tuple[str, float], tmp_path: Path) -> None:
+    address, session_s = any_broker
+    topic, group = new_topic(address, 1), group_name()
+    fill(address, topic, 0, 50, 1)
+    owner = Slow({TP(topic, 0): 20})
+    first, second = (Reader(address, group, [topic], tmp_path, session_s, each) for each in (Begin({}), owner))  # nobody commits
+    owner.batches_seen = lambda: len(second.seen)
+    await first.app.start()
+    async with second:
+        await until(lambda: owner.events[-1:] == ["assigned 0"], "a member without partitions")
+        await first.app.stop()
+        await until(lambda: second.offsets(TP(topic, 0))[-1:] == [49], "the partition")
+        assert owner.open_at == 0
+        assert second.offsets(TP(topic, 0)) == list(range(20, 50))
+
+
+async def test_what_was_taken_before_a_rebalance_is_not_delivered_after_it(
+    any_broker: tuple[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, session_s = any_broker
+    topic, group = new_topic(address, 1), group_name()
+    async with Reader(address, group, [topic], tmp_path, session_s) as reader:
+        await until(reader.numbers, "an assignment")
+        take, taken_before = reader.app.consumer._thread.take, []
+
+        async def take_late(timeout_s: float) -> list[tuple[TP, int, list[object]]]:
+            taken = await take(timeout_s)
+            if taken and not taken_before:
+                taken_before.extend(taken)
+                return [(tp, generation - 1, records) for tp, generation, records in taken]
+            return list(taken)
+
+        monkeypatch.setattr(reader.app.consumer._thread, "take", take_late)
+        fill(address, topic, 0, 10, 1)
+        await until(lambda: taken_before, "the batch")
+        await reader.app.consumer.seek(TP(topic, 0), 0)  # as the rebalance does
+        await until(lambda: reader.offsets(TP(topic, 0)) == list(range(10)), "the batch, once")
+        await until(lambda: committed(address, group, topic, 1) == [10], "nothing holds the commit up")
 
 
 async def test_a_graceful_stop_commits_what_is_done(any_broker: tuple[str, float], tmp_path: Path) -> None:
