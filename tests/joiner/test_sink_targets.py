@@ -118,7 +118,7 @@ def test_s3_holds_each_row_once_after_crashes(s3: Place) -> None:
 
 @pytest.mark.hdfs
 def test_hdfs_holds_each_row_once_after_crashes(hdfs: Place) -> None:
-    check_place(hdfs, every=23)
+    check_place(hdfs, every=41)
 
 
 def check_operations(target: Target) -> None:
