@@ -23,7 +23,7 @@ def _partitions(report: dict[str, Any]) -> Table:
     is_joiner = "watermark_ms" in report["totals"]
     table = Table("partition", title=f"{report['service']}: {report['folder']}", title_justify="left", box=None)
     if is_joiner:
-        for name in ("watermark", "open pages", "items", "oldest open", "closes in", "labels", "waiting", "closed requests"):
+        for name in ("watermark (UTC)", "open pages", "items", "oldest open", "closes in", "labels", "waiting", "closed requests"):
             table.add_column(name, justify="right")
     for name in ("rows", "MB", "disk MB"):
         table.add_column(name, justify="right")
