@@ -38,6 +38,7 @@ format: setup  ## rewrite the code in the project's format
 bench: setup  ## every benchmark, each beside its peer
 	$(BIN)/headrace bench joiner
 	$(BIN)/headrace bench formats
+	$(BIN)/headrace bench sink
 
 docs: setup  ## the generated reference: schemas, settings
 	$(BIN)/headrace schemas docs/schemas

@@ -1,7 +1,6 @@
 """The experience collector's agent: samples in, transitions out."""
 
 from collections.abc import Iterable
-from typing import Any
 
 import faust
 
@@ -19,11 +18,5 @@ def create(stream_settings: StreamSettings, settings: ExperienceSettings, web_po
     def sessions(partition: int, stored: Iterable[tuple[bytes, bytes]]) -> PartitionSessions:
         return PartitionSessions(settings, partition, stored)
 
-    stage = add_stage(app, "experience", stream_settings, sessions)
-
-    @app.agent(app.topic(SAMPLES))
-    async def on_samples(stream: Any) -> None:
-        async for event in stream.events():
-            await stage.on_batch(event)
-
+    add_stage(app, "experience", stream_settings, sessions, [SAMPLES])
     return app

@@ -1,5 +1,6 @@
 """Makes the Faust application of a service, and binds a stage to it."""
 
+from collections.abc import Collection
 from functools import partial
 from typing import Any
 
@@ -9,12 +10,13 @@ from headrace.instance import claim, knows_named_members
 from headrace.metrics import StageMetrics
 from headrace.producer import StreamProducer
 from headrace.settings import StreamSettings
-from headrace.stage import STALL_LOOKS, TICK_S, Stage
+from headrace.stage import TICK_S, Stage
+from headrace.stall import STALL_LOOKS
 from headrace.step import MakeStep
 from headrace.topic_ids import topic_ids
 from headrace.transport import BatchTopic
 
-WEB_PORTS = {"joiner": 6066, "experience": 6067, "trainer": 6068, "monitor": 6069, "controller": 6070}
+WEB_PORTS = {"joiner": 6066, "experience": 6067, "trainer": 6068, "monitor": 6069, "controller": 6070, "sink": 6071}
 """Where each worker's pages are, unless it is told otherwise."""
 
 
@@ -52,11 +54,18 @@ def create_app(name: str, settings: StreamSettings, web_port: int) -> faust.App:
     )
 
 
-def add_stage(app: faust.App, name: str, settings: StreamSettings, make_step: MakeStep) -> Stage:
-    """A stage whose partitions follow the application's assignment; its agents hand it their batches."""
+def add_stage(app: faust.App, name: str, settings: StreamSettings, make_step: MakeStep, topics: Collection[str] = ()) -> Stage:
+    """A stage whose partitions follow the application's assignment, with an agent a topic that hands it the batches."""
     producer = StreamProducer(settings.broker)
     stage = Stage(name, settings.state_dir, make_step, producer, lambda: app.consumer, partial(topic_ids, settings.broker))
     app.transport.owner = stage
+
+    async def _on_batches(stream: Any) -> None:
+        async for event in stream.events():
+            await stage.on_batch(event)
+
+    for topic in topics:
+        app.agent(app.topic(topic), name=f"{name}.{topic}")(_on_batches)
 
     @app.timer(interval=TICK_S, name=f"{name}.tick")
     async def _tick() -> None:

@@ -6,6 +6,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -88,9 +90,9 @@ def topics() -> None:
 
 @app.command()
 def worker(
-    service: Annotated[Literal["joiner", "experience", "trainer", "monitor", "controller"], typer.Argument(help="which service")],
+    service: Annotated[Literal["joiner", "experience", "trainer", "monitor", "controller", "sink"], typer.Argument(help="which service")],
     web_port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="port of /metrics; by default 6066 to 6070, in the order above")
+        int | None, typer.Option(min=1, max=65535, help="port of /metrics; by default 6066 to 6071, in the order above")
     ] = None,
     log_level: LogLevel = "INFO",
 ) -> None:
@@ -169,6 +171,24 @@ def tap(
     brokers.require(settings.broker)
     for line in tapped(settings, formats, topic, not follow, limit, idle_s if idle_s is not None or follow else 3.0):
         typer.echo(line)
+
+
+@app.command()
+def state(
+    service: Annotated[Literal["joiner", "experience", "monitor"], typer.Argument(help="whose state")],
+    json_file: JsonFile = None,
+) -> None:
+    """Show what a service's state on this disk holds: sizes, offsets, counts; of the joiner its watermark and what is open.
+
+    It only reads, beside a running worker or without one; where a broker answers, it shows the lag, too.
+    """
+    from headrace.state import read_state
+    from headrace.state_table import show
+
+    report = read_state(service, load(StreamSettings))
+    write_json(json_file, report)
+    if json_file != "-":
+        show(report)
 
 
 @app.command()
@@ -335,6 +355,31 @@ def bench_formats(
     report = bench(exposures=events, rounds=rounds)
     show(report)
     write_json(json_file, report)
+
+
+@bench_app.command(name="sink")
+def bench_sink(
+    rows: Annotated[int, typer.Option(min=1000, help="of pages with one item; then as many of pages with ten")] = 1_000_000,
+    rounds: Annotated[int, typer.Option(min=1, help="alternating rounds; medians are reported")] = 3,
+    json_file: JsonFile = None,
+) -> None:
+    """Samples from a broker into local Parquet files, beside a bare confluent-kafka + ParquetWriter loop."""
+    from benchmarks.sink import main as bench
+    from benchmarks.sink import show
+    from headrace.broker import free_port
+
+    report = bench(rows=rows, rounds=rounds, start_broker=_broker_with_topics, web_port=free_port())
+    show(report)
+    write_json(json_file, report)
+
+
+@contextmanager
+def _broker_with_topics(folder: Path, partitions: int) -> Iterator[str]:
+    from headrace import broker as brokers
+
+    with brokers.running("embedded", folder) as running:
+        brokers.create_topics(load(StreamSettings, broker=running.address, partitions=partitions))
+        yield running.address
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from headrace.policy_settings import PolicySettings
 from headrace.settings import Section, StreamSettings, config_file, load, toml_section
 from headrace.simulate_settings import SimulateSettings
 from joiner.settings import JoinerSettings
+from joiner.sink.settings import SinkSettings
 from monitor.settings import MonitorSettings
 from serving.controller_settings import ControllerSettings
 from serving.settings import ServingSettings
@@ -29,6 +30,7 @@ SECTIONS: tuple[type[Section], ...] = (
     ServingSettings,
     ControllerSettings,
     MonitorSettings,
+    SinkSettings,
     SimulateSettings,
 )
 

@@ -25,6 +25,10 @@ Taken = list[tuple[TP, int, list[Any]]]
 """Of each partition: the generation in which its records were taken, and the records."""
 
 
+FETCH_MAX_WAIT_MS = 500
+"""How long a broker may keep an empty answer back (Faust says 1500). A partition that is released waits for it: one fetch at a time."""
+
+
 class GroupMember(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
     """Faust's consumer thread. Methods without `async` may be called from any thread."""
 

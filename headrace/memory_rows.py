@@ -11,6 +11,9 @@ class MemoryRows:
     def __init__(self, stored: Iterable[tuple[bytes, bytes]] = ()) -> None:
         self._rows = dict(stored)
 
+    def require_layout(self, layout: int) -> None:
+        """What is in memory was written by this version."""
+
     def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
         return self.rows()
 

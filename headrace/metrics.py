@@ -48,7 +48,6 @@ class StageMetrics(Collector):
         self.stage = stage
         self.registry = CollectorRegistry()
         self._looks = looks
-        self._gauges: dict[tuple[str, str], float] = {}
         self._batch_seconds = Histogram(
             BATCH_SECONDS,
             "Time to apply, send and store one delivered batch",
@@ -62,20 +61,11 @@ class StageMetrics(Collector):
         """One delivered batch of `topic` was applied, sent and stored in `seconds`."""
         self._batch_seconds.labels(self.stage, topic).observe(seconds)
 
-    def set_gauge(self, name: str, value: float, partition: int | None = None) -> None:
-        """A gauge that no step has: of a partition (`lag_records`), or of the stage as a whole (its partition label is empty)."""
-        gauge_metric(name)
-        self._gauges[name, "" if partition is None else str(partition)] = value
-
-    def drop_partition(self, partition: int) -> None:
-        """Forget the gauges set for a partition that another worker has now."""
-        self._gauges = {key: value for key, value in self._gauges.items() if key[1] != str(partition)}
-
     def collect(self) -> Iterator[Metric]:
         """The counters of all partitions together, and each partition's gauges."""
         looks = self._looks()
         counts: Counter[Count] = Counter()
-        gauges = dict(self._gauges)
+        gauges: dict[tuple[str, str], float] = {}
         for partition, (partition_counts, partition_gauges) in looks.items():
             counts.update(partition_counts)
             gauges.update({(name, str(partition)): value for name, value in partition_gauges.items()})

@@ -36,6 +36,15 @@ def run_service(service: str, web_port: int | None, log_level: str) -> None:
             from monitor.settings import MonitorSettings
 
             run(monitor.create(stream, load(MonitorSettings), port), log_level)
+        case "sink":
+            from joiner.sink import agent as sink
+            from joiner.sink.settings import SinkSettings
+            from joiner.sink.target import open_target, require
+
+            sink_settings = load(SinkSettings)
+            target = open_target(sink_settings.uri, sink_settings.storage)
+            require(target, patience_s=30.0)
+            run(sink.create(stream, sink_settings, target, port), log_level)
         case "controller":
             from serving.controller_server import run as run_controller
 

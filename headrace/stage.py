@@ -19,6 +19,7 @@ from faust.types import TP
 from headrace.metrics import StageMetrics
 from headrace.producer import StreamProducer
 from headrace.settings import ConfigError
+from headrace.stall import StallWatch
 from headrace.step import Count, MakeStep, Outcome, PartitionStep, PausingStep, Record
 from headrace.store import PartitionStore
 from headrace.transport import BatchConsumer
@@ -29,9 +30,7 @@ log = logging.getLogger(__name__)
 
 TICK_S = 0.5
 FRESH_S = 5.0
-"""A topic is known to be read to its end for so long after the broker said so. A healthy consumer asks every 1.5 s (fetch_max_wait_ms)."""
-STALL_LOOKS = 4
-"""So many looks at a partition without any life in it, and the worker has stalled."""
+"""A topic is known to be read to its end for so long after the broker said so. A healthy consumer asks twice a second."""
 CRASH_EXIT_CODE = 70
 """EX_SOFTWARE: the supervisor (or Kubernetes) starts the worker again."""
 
@@ -61,7 +60,6 @@ class Partition:
         self.begun_at: dict[str, int] = {}
         """Where reading of a topic began that the stored offsets do not name yet."""
         self.holes: dict[str, set[int]] = {}
-        self.life: dict[str, tuple[Any, int]] = {}
         self.waiting: dict[str, deque[Any]] = {}
         """By topic that is held, the batches that were on their way when it was: they are applied when it is released."""
 
@@ -98,7 +96,6 @@ class Partition:
         """Reading begins anew, at the stored offsets or else the committed ones: what was on its way comes again."""
         self.begun_at = {topic: offset for topic, offset in committed.items() if offset is not None}
         self.holes.clear()
-        self.life.clear()
         self.waiting.clear()
 
 
@@ -127,6 +124,7 @@ class Stage:
         self._generation: int | None = None
         """Of the group, when it gave this worker the partitions that are open; None while it rebalances, and another may have them."""
         self._rebalances = 0
+        self._watch = StallWatch()
         self.metrics = StageMetrics(name, self.looks)
 
     async def on_revoked(self) -> None:
@@ -281,16 +279,14 @@ class Stage:
 
         It must not wait for a batch that hangs, so it looks without the lock.
         """
-        assigned = self._consumer().assignment() if self.partitions else ()
-        for partition in self.partitions.values():
-            for topic in partition.topics:
-                tp = TP(topic, partition.number)
-                life = partition.store.offsets.get(topic), self._consumer().caught_up_at_s(tp)
-                last, looks = partition.life.get(topic, (None, 0))
-                looks = looks + 1 if life == last and tp in assigned and topic not in partition.paused() else 0
-                partition.life[topic] = life, looks
-                if looks >= STALL_LOOKS:
-                    stop_at_once(ConfigError(f"{self.name} {topic} {partition.number}: the consumer stalled, or no broker answers it"))
+        consumer = self._consumer()
+        assigned = consumer.assignment() if self.partitions else ()
+        tps = [TP(topic, number) for number, partition in self.partitions.items() for topic in partition.topics - {*partition.paused()}]
+        tp = self._watch.stalled(
+            {tp: (self.partitions[tp.partition].store.offsets.get(tp.topic), consumer.caught_up_at_s(tp)) for tp in tps if tp in assigned}
+        )
+        if tp is not None:
+            stop_at_once(ConfigError(f"{self.name} {tp.topic} {tp.partition}: the consumer stalled, or no broker answers it"))
 
     async def _carry_out(self, partition: Partition, outcome: Outcome, offsets: dict[str, int]) -> None:
         messages: list[tuple[str, bytes | None, bytes]] = [(output.topic, None, output.value) for output in outcome.outputs]

@@ -80,6 +80,10 @@ class StoredRows(Protocol):
     What an outcome changes is to be seen here before the step's next call.
     """
 
+    def require_layout(self, layout: int) -> None:
+        """Forget all rows where they were written in another layout. A step whose rows have changed calls it before it reads them."""
+        ...
+
     def __iter__(self) -> Iterator[tuple[bytes, bytes]]: ...
 
     def rows(self, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:

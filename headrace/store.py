@@ -1,5 +1,6 @@
 """A partition's durable state: RocksDB, one atomic write a delivered batch that holds the change *and* the offsets that it covers."""
 
+import logging
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -7,11 +8,21 @@ from pathlib import Path
 from typing import cast
 
 import msgspec
-from rocksdict import Options, Rdict, WriteBatch
+from rocksdict import AccessType, BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, WriteBatch, WriteBufferManager
 
 from headrace.settings import ConfigError
 from headrace.step import Count
 
+log = logging.getLogger(__name__)
+
+WRITE_BUFFER_BYTES = 16 << 20
+"""A partition's writes are kept in memory up to here, and as many again while they go to disk."""
+_ALL_WRITE_BUFFERS = WriteBufferManager(128 << 20, False)
+"""All partitions of a process together: a share for each where there are more than eight, or they would hold 32 MiB each."""
+_BLOCK_CACHE = Cache(8 << 20)
+"""Of all partitions together. What a step reads it reads once: RocksDB's own 32 MiB for each partition would only be filled."""
+FIRST_LAYOUT = 1
+"""Of a stage that has never changed its rows, and of states from before there were numbers."""
 _META = b"\x00meta"
 """Sorts before every row of a step: their keys begin with a letter."""
 
@@ -22,6 +33,8 @@ class _Meta(msgspec.Struct):
     counts: list[tuple[str, str, int]] = []
     topic_ids: dict[str, str] = {}
     """Which log of each input topic the offsets belong to."""
+    layout: int = FIRST_LAYOUT
+    """How the rows are to be read: a number that the stage raises."""
 
 
 class PartitionStore:
@@ -31,14 +44,26 @@ class PartitionStore:
     are then older than those committed to Kafka, and whoever opens it sees that by comparing them.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, read_only: bool = False) -> None:
+        """Open or create it; `read_only` looks at it as it is now, beside a worker that writes or without one."""
         self.folder = folder
-        self._db = _open(folder)
+        self._db = _open(folder, AccessType.read_only(False) if read_only else AccessType.read_write())
         stored = self._db.get(_META)
+        self.layout: int | None = None
+        """None where nothing is stored yet."""
         meta = msgspec.msgpack.decode(stored, type=_Meta) if stored else _Meta()
         self.offsets = meta.offsets
         self.counts = Counter({Count(name, label): n for name, label, n in meta.counts})
         self.topic_ids = meta.topic_ids
+        if stored:
+            self.layout = meta.layout
+
+    def require_layout(self, layout: int) -> None:
+        """Forget rows that were written in another layout: the state is rebuilt from the committed offsets, as without a disk."""
+        if self.layout not in (None, layout):
+            log.warning("the state in %s has layout %s, this version has %d: rebuilding it from Kafka", self.folder, self.layout, layout)
+            self.wipe()
+        self.layout = layout
 
     def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
         return self.rows()
@@ -69,7 +94,8 @@ class PartitionStore:
                 batch.delete(key)
             else:
                 batch.put(key, value)
-        meta = _Meta(self.offsets, [(count.name, count.label, n) for count, n in self.counts.items()], self.topic_ids)
+        counted = [(count.name, count.label, n) for count, n in self.counts.items()]
+        meta = _Meta(self.offsets, counted, self.topic_ids, self.layout or FIRST_LAYOUT)
         batch.put(_META, msgspec.msgpack.encode(meta))
         try:
             self._db.write(batch)
@@ -87,16 +113,25 @@ class PartitionStore:
         self._db.close()
 
 
-def _open(folder: Path) -> Rdict:
-    options = Options(raw_mode=True)
-    options.create_if_missing(True)
-    options.set_write_buffer_size(16 << 20)
-    options.set_keep_log_file_num(2)
+def _open(folder: Path, access: AccessType) -> Rdict:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return Rdict(str(folder), options)
+        return Rdict(str(folder), _options(), access_type=access)
     except Exception as error:
         raise _explained(folder, error) from error
+
+
+def _options() -> Options:
+    options = Options(raw_mode=True)
+    options.create_if_missing(True)
+    options.set_write_buffer_size(WRITE_BUFFER_BYTES)
+    options.set_write_buffer_manager(_ALL_WRITE_BUFFERS)
+    options.set_compression_type(DBCompressionType.lz4())
+    tables = BlockBasedOptions()
+    tables.set_block_cache(_BLOCK_CACHE)
+    options.set_block_based_table_factory(tables)
+    options.set_keep_log_file_num(2)
+    return options
 
 
 def _explained(folder: Path, error: Exception) -> ConfigError:

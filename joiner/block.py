@@ -25,7 +25,7 @@ class Block:
         self.min_ts_ms, self.max_ts_ms = int(self.ts_ms.min()), int(self.ts_ms.max())
         self.feedback_rows: set[int] = set()
         self.early_ms: int | None = None
-        """The watermark when the rows left early, in `fast` mode."""
+        """Up to which event time feedback had been seen when the rows left early, in `fast` mode."""
         self.positive_rows: set[int] = set()
         """Rows with feedback of the target kind."""
         self.hits = Hits()

@@ -2,17 +2,22 @@
 
 With p the share of rows that become positive, and F(e) the share of those positives that have come e ms after the exposure, a row
 that leaves after e ms with the label it has by then is positive with probability p F(e). Each positive that comes later is sent
-again. The weights below make up for the negatives that are not (yet) true:
+again. The weights below make up for the negatives that are not (yet) true; each is p(y) / b(y), the true share of a label over its
+share in the stream:
 
 - fake-negative weighted [1], for a stream in which late positives follow: positives 1 + p (1 - F), negatives
-  (1 - p) (1 + p (1 - F)) / (1 - p + p (1 - F)). With F = 0 these are the paper's 1 + p and (1 - p) (1 + p).
-- FSIW [2], for the early rows alone (late positives weigh nothing): positives 1 / F, negatives 1 - p (1 - F) / (1 - p F).
+  (1 - p) (1 + p (1 - F)) / (1 - p + p (1 - F)). With F = 0 these are [1]'s 1 + p and (1 - p) (1 + p); with a wait they are the
+  weights of ES-DFM [2], whose p_dp is p (1 - F) and whose p_rn is (1 - p) / (1 - p F).
+- FSIW [3], for the early rows alone (late positives weigh nothing): positives 1 / F, negatives 1 - p (1 - F) / (1 - p F).
 
 Here p and F are those of all the partition's rows (marginal); a loss that has a model of its own puts its prediction for p
 (trainer/delayed_feedback.py). Fake-negative calibration [1] needs no weight: it corrects the prediction.
 
-[1] Ktena et al., "Addressing Delayed Feedback for Continuous Training with Neural Networks in CTR prediction", RecSys 2019, eqs. 8-10.
-[2] Yasui et al., "A Feedback Shift Correction in Predicting Conversion Rates under Delayed Feedback", WWW 2020, eqs. 5-8.
+[1] Ktena et al., "Addressing Delayed Feedback for Continuous Training with Neural Networks in CTR prediction", RecSys 2019.
+[2] Yang et al., "Capturing Delayed Feedback in Conversion Rate Prediction via Elapsed-Time Sampling" (ES-DFM), AAAI 2021,
+    arXiv 2012.03245.
+[3] Yasui et al., "A Feedback Shift Correction in Predicting Conversion Rates under Delayed Feedback", WWW 2020,
+    arXiv 2002.02068.
 """
 
 from collections.abc import Sequence
@@ -25,6 +30,8 @@ from joiner.labels import NEVER, Floats, Ints
 
 EDGES_MS = np.concatenate([[0], np.unique(np.geomspace(1, 30 * 86_400_000, 64).astype(np.int64))])
 """Bounds of the bins: 0 and about 60 more, each a third larger than the one before, up to the longest window."""
+LEAST_COME_BY = 0.01
+"""FSIW takes no smaller F: no row weighs more than a hundred. Where positives come later than that, wait longer."""
 REMEMBERED_ROWS = 1_000_000
 """Where so many rows are counted, all counts are halved: the estimate follows the traffic."""
 
@@ -71,7 +78,9 @@ class DelayCounts:
 
 def weights(is_positive: npt.NDArray[np.bool_], is_late: npt.NDArray[np.bool_], p: float, come_by: Floats) -> Weights:
     """Of N early rows, or late positives (`is_late`): by the formulas above. `come_by` [N] is F at the early row's age."""
+    if p == 0.0:  # no positive is known of: F says nothing yet, and every row weighs 1
+        come_by = np.ones_like(come_by)
     to_come = p * (1.0 - come_by)
     fake_negative = np.where(is_positive, 1.0 + to_come, (1.0 - p) * (1.0 + to_come) / np.maximum(1.0 - p + to_come, 1e-9))
-    fsiw = np.where(is_positive, 1.0 / np.maximum(come_by, 1e-3), 1.0 - to_come / np.maximum(1.0 - p * come_by, 1e-9))
+    fsiw = np.where(is_positive, 1.0 / np.maximum(come_by, LEAST_COME_BY), 1.0 - to_come / np.maximum(1.0 - p * come_by, 1e-9))
     return Weights(fake_negative, np.where(is_late, 0.0, fsiw))

@@ -61,9 +61,10 @@ class PartitionJoin:
         stored: StoredRows,
         formats: Mapping[str, EventFormat] = MappingProxyType({}),
     ) -> None:
+        stored.require_layout(rows.LAYOUT)
         self._settings, self._partition, self._formats = settings, partition, formats
         self._rules = settings.rules()
-        self._hold_ms = max(rule.window_ms + rule.grace_ms for rule in self._rules.values())
+        self._hold_ms = settings.hold_ms
         self._span_ms = max(1, (settings.fast_wait_ms or self._hold_ms) // SPANS_PER_WINDOW)
         self._layout = Layout(sample_schema(settings.feedback_kinds), self._rules, settings.feedback_kinds, partition)
         self._blocks, self._stored = OpenBlocks(), StoredBlocks(stored)
@@ -73,7 +74,7 @@ class PartitionJoin:
         seen = self._progress
         self._watermark = Watermark(1000.0 * settings.idle_s, seen.watermark_ms, seen.exposures_ms, seen.feedback_ms)
         self._next_offsets = dict(seen.next_offsets)
-        self._exposures_since_tick = False
+        self._read_since_tick: set[str] = set()
         self._recover(stored)
 
     def apply(self, topic: str, records: Sequence[Record], now_ms: int) -> Outcome:
@@ -86,27 +87,31 @@ class PartitionJoin:
             self._next_offsets[topic] = records[-1].offset + 1
             if topic in self._formats:
                 records = as_json(topic, records, self._formats[topic], self._settings.max_event_bytes, refusals)
+            self._read_since_tick.add(topic)
             self._watermark.observe(topic, read(records, refusals) if records else 0, now_ms)
         return self._pass_time(refusals)
 
     def tick(self, now_ms: int, unread: Collection[str] = ()) -> Outcome:
         """Let go what the passing of wall time closes: only where a topic is idle, and read to its end."""
         self._stored.begin_call()
-        self._exposures_since_tick = False
+        self._read_since_tick.clear()
         self._watermark.tick(now_ms, unread)
         return self._pass_time(Refusals(Outcome(), self._partition, now_ms))
 
     def paused(self) -> Collection[str]:
         """The topic that is ahead of the other in event time, while more is held than the settings allow.
 
-        Where the window itself holds more, waiting does not help: then a batch of exposures is taken a tick.
+        Where waiting for the other does not help, because it is silent or the window itself holds more, a batch is taken a tick.
         """
         newest_ms = self._watermark.newest_ms
         ahead_ms = newest_ms[EXPOSURES] - newest_ms[FEEDBACK]
         if len(self._waiting) > self._settings.max_waiting_feedback and ahead_ms < 0:
-            return (FEEDBACK,)
-        is_full = self._blocks.items > self._settings.max_open_items
-        return (EXPOSURES,) if is_full and (ahead_ms > self._span_ms or self._exposures_since_tick) else ()
+            topic, helps = FEEDBACK, not self._watermark.is_idle(EXPOSURES)
+        elif self._blocks.items > self._settings.max_open_items:
+            topic, helps = EXPOSURES, ahead_ms > self._span_ms and not self._watermark.is_idle(FEEDBACK)
+        else:
+            return ()
+        return (topic,) if helps or topic in self._read_since_tick else ()
 
     def gauges(self) -> Mapping[str, float]:
         """Event time (ms), what is held, and whether the intake is slowed down."""
@@ -124,7 +129,6 @@ class PartitionJoin:
 
     def _on_exposures(self, records: Sequence[Record], refusals: Refusals) -> int:
         """Open blocks; gives the newest event time (ms)."""
-        self._exposures_since_tick = True
         pages, newest_ms = admission.exposures(records, self._bounds(refusals.now_ms), self._blocks.requests, refusals)
         for part in pages.cut(self._span_ms) if pages else ():
             columns = part.columns()
@@ -190,7 +194,7 @@ class PartitionJoin:
         outcome = refusals.outcome
         ended_ms = self._watermark.advance(refusals.now_ms) - self._hold_ms
         if self._pointwise.has_rows_to_send(self._watermark.ms):
-            self._pointwise.send(self._watermark.ms, self._blocks.oldest_ms(max(0, ended_ms)), outcome)
+            self._pointwise.send(self._watermark, self._blocks.oldest_ms(max(0, ended_ms)), outcome)
         if ended := self._blocks.ended(ended_ms):
             self._close_blocks(ended, ended_ms, outcome)
         outcome.changes += [(rows.row_key(b"c", first_offset), None) for first_offset in self._closed.expire(ended_ms - self._hold_ms)]
@@ -211,16 +215,17 @@ class PartitionJoin:
         for block in ended:
             columns = self._stored.columns(block)
             self._close(block, columns, outcome)
-            closing.append((block, columns, self._stored.messages(columns, block.every_page())))
+            closing.append((block, columns))
         # No sample that is still to come is older than this: later exposures are not (they would be late), nor are open blocks.
         promise_ms = self._blocks.oldest_ms(max(0, ended_ms))
         promises_ms = list(accumulate([promise_ms, *(block.min_ts_ms for block in reversed(ended))], min))[-2::-1]
-        for (block, columns, messages), promise_ms in zip(closing, promises_ms, strict=True):
+        for (block, columns), promise_ms in zip(closing, promises_ms, strict=True):
+            messages = self._stored.messages(columns, block.every_page())  # one block's at a time: a silence may end a whole window's
             closed_by = "window" if block.max_ts_ms < self._watermark.both_ms() - self._hold_ms else "idle"
             samples = block.samples(self._layout, columns, messages, closed_by, block.every_row())
             outcome.counts[Count("out", SAMPLES)] += block.rows
             outcome.outputs.append(Output(SAMPLES, encode_batch(samples, promise_ms)))
-            self._pointwise.close(block, samples, self._watermark.ms, promise_ms, outcome)
+            self._pointwise.close(block, samples, self._watermark.feedback_ms(), promise_ms, outcome)
 
     def _close(self, block: Block, columns: pa.RecordBatch, outcome: Outcome) -> None:
         """Take a block out of the state."""
@@ -266,7 +271,8 @@ class PartitionJoin:
             feedback = decode_feedback(record.value)
             place = self._blocks.place(feedback.request_id)
             if place is not None:
-                row, _ = place.block.label(place.page, feedback, record.arrival_ms, ACCEPTED_BEFORE, 0)
-                self._pointwise.labelled_before(place.block, row, feedback.kind)
-                labelled.add(place.block)
+                row, refused = place.block.label(place.page, feedback, record.arrival_ms, ACCEPTED_BEFORE, 0)
+                if refused is None:  # else it was for an earlier page, closed by now, whose request was shown once more
+                    self._pointwise.labelled_before(place.block, row, feedback.kind)
+                    labelled.add(place.block)
         return labelled

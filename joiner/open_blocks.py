@@ -1,6 +1,7 @@
 """The open blocks of a partition, and which page of them a request is."""
 
 from collections.abc import Iterator, Sequence
+from heapq import heappop, heappush
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -27,7 +28,8 @@ class OpenBlocks:
         self._index: dict[str, int] = {}  # request_id -> page number
         self._blocks: dict[int, Block] = {}
         self._next_number = 0
-        self._oldest_newest_ms = 0  # no open block's newest exposure is older
+        self._by_newest_ms: list[tuple[int, int]] = []  # heap of (newest ts_ms, number of a block) that have not ended
+        self._by_oldest_ms: list[tuple[int, int]] = []  # heap of (oldest ts_ms, number of a block), some of them closed
         self.items = 0
         self.pages = 0
 
@@ -53,7 +55,8 @@ class OpenBlocks:
     def add(self, columns: pa.RecordBatch, request_ids: Sequence[str]) -> Block:
         """Open a block of pages with these keys; `request_ids` are one of them, as strings."""
         block = Block(columns)
-        self._oldest_newest_ms = min(self._oldest_newest_ms, block.max_ts_ms) if self._blocks else block.max_ts_ms
+        heappush(self._by_newest_ms, (block.max_ts_ms, self._next_number))
+        heappush(self._by_oldest_ms, (block.min_ts_ms, self._next_number))
         self._blocks[self._next_number] = block
         number = self._next_number << PAGE_BITS
         self._index.update(zip(request_ids, range(number, number + block.pages), strict=True))
@@ -63,10 +66,11 @@ class OpenBlocks:
         return block
 
     def ended(self, before_ms: int) -> list[Block]:
-        """The blocks whose newest exposure is older than `before_ms`."""
-        if not self._blocks or self._oldest_newest_ms >= before_ms:
-            return []
-        return [block for block in self if block.max_ts_ms < before_ms]
+        """The blocks whose newest exposure is older than `before_ms`, each named once: they are to be removed."""
+        numbers = []
+        while self._by_newest_ms and self._by_newest_ms[0][0] < before_ms:
+            numbers.append(heappop(self._by_newest_ms)[1])
+        return [self._blocks[number] for number in sorted(numbers)]
 
     def remove(self, block: Block, request_ids: Sequence[str]) -> None:
         """Close a block with these requests."""
@@ -77,11 +81,13 @@ class OpenBlocks:
             del self._index[request_id]
         self.items -= block.rows
         self.pages -= block.pages
-        self._oldest_newest_ms = min((open_block.max_ts_ms for open_block in self), default=0)
 
     def oldest_ms(self, otherwise_ms: int) -> int:
         """The oldest exposure that is open, if it is older than `otherwise_ms`."""
-        return min([otherwise_ms, *(block.min_ts_ms for block in self)])
+        oldest = self._by_oldest_ms
+        while oldest and oldest[0][1] not in self._blocks:
+            heappop(oldest)
+        return min(otherwise_ms, oldest[0][0]) if oldest else otherwise_ms
 
     def first_offset(self) -> int:
         """Of the first block."""

@@ -46,7 +46,7 @@ class Pointwise:
     def batch(self, samples: pa.RecordBatch, is_positive: Bools, looked_at_ms: int) -> pa.RecordBatch | None:
         """Of a samples batch the rows that are to leave, as point-wise rows; None where no row is.
 
-        `is_positive` says which have feedback of the target kind. Labels were looked at when the watermark was `looked_at_ms`.
+        `is_positive` says which have feedback of the target kind. When labels were looked at, feedback had been seen up to `looked_at_ms`.
         """
         closed_by = samples["closed_by"][0].as_py()
         kept = is_positive | self._is_kept(samples)
@@ -64,7 +64,8 @@ class Pointwise:
         else:
             fake_negative, fsiw = one, one
         floats = (p * one, come_by, fake_negative, fsiw, log(self._keep_rate) * one)
-        columns = [*samples.columns, pa.array(elapsed_ms), *(pa.array(column.astype(np.float32)) for column in floats)]
+        exact = (pa.array(is_positive), pa.array(elapsed_ms))
+        columns = [*samples.columns, *exact, *(pa.array(column.astype(np.float32)) for column in floats)]
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)
 
     def _is_kept(self, samples: pa.RecordBatch) -> Bools:

@@ -14,6 +14,7 @@ from joiner.pointwise import Pointwise
 from joiner.rows import DELAYS_KEY, encode_row, row_key
 from joiner.settings import JoinerSettings
 from joiner.stored_blocks import StoredBlocks
+from joiner.watermark import Watermark
 from schemas.codec import encode_batch
 from schemas.topics import POINTWISE_SAMPLES
 
@@ -44,25 +45,26 @@ class PointwiseStream:
         if self.labelled_before(block, row, kind) and self._rows.positive_leaves_as(block):
             self._positive.setdefault(block, []).append(row)
 
-    def send(self, watermark_ms: int, promise_ms: int, outcome: Outcome) -> None:
+    def send(self, watermark: Watermark, promise_ms: int, outcome: Outcome) -> None:
         """Let the rows leave that have become positive and, in `fast` mode, the blocks' whose wait is over: at once without a wait."""
+        feedback_ms = watermark.feedback_ms()
         for block, rows in self._positive.items():
             closed_by = self._rows.positive_leaves_as(block)
             assert closed_by is not None, block.first_offset
-            looked_at_ms = watermark_ms if block.early_ms is None else block.early_ms
+            looked_at_ms = feedback_ms if block.early_ms is None else block.early_ms
             self._leave(block, np.sort(np.array(rows, np.int64)), closed_by, looked_at_ms, promise_ms, outcome)
         self._positive.clear()
-        while self._is_due(watermark_ms):
+        while self._is_due(watermark.ms):
             _, _, block = heappop(self._leave_early)
-            block.early_ms = watermark_ms
-            outcome.changes.append((row_key(b"e", block.first_offset), encode_row(watermark_ms)))
-            self._leave(block, block.every_row(), "early", watermark_ms, promise_ms, outcome)
+            block.early_ms = feedback_ms
+            outcome.changes.append((row_key(b"e", block.first_offset), encode_row(feedback_ms)))
+            self._leave(block, block.every_row(), "early", feedback_ms, promise_ms, outcome)
 
     def has_rows_to_send(self, watermark_ms: int) -> bool:
         """Whether `send` would send anything."""
         return bool(self._positive) or self._is_due(watermark_ms)
 
-    def close(self, block: Block, samples: pa.RecordBatch, watermark_ms: int, promise_ms: int, outcome: Outcome) -> None:
+    def close(self, block: Block, samples: pa.RecordBatch, looked_at_ms: int, promise_ms: int, outcome: Outcome) -> None:
         """A block is over; `samples` is all of it."""
         if self._rows.mode == "none":
             return
@@ -71,7 +73,7 @@ class PointwiseStream:
         if block.early_ms is not None:
             outcome.changes.append((row_key(b"e", block.first_offset), None))
         if self._rows.mode != "fast":
-            self._send(block, samples, block.every_row(), watermark_ms, promise_ms, outcome)
+            self._send(block, samples, block.every_row(), looked_at_ms, promise_ms, outcome)
 
     def _is_due(self, watermark_ms: int) -> bool:
         wait_ms = self._rows.wait_ms

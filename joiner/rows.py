@@ -15,7 +15,7 @@ A block's labels are not stored: the feedback that made them is, once, and is ap
 """
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 
 import msgspec
@@ -23,6 +23,21 @@ import numpy as np
 
 from headrace.step import Record, StoredRows
 
+LAYOUT = 2
+"""To be raised whenever rows are no longer read as they were written before: the state is then rebuilt from Kafka.
+
+1: a block's keys, labels and messages were one row, `b`.
+"""
+ROW_KINDS: Mapping[bytes, str] = {
+    b"b": "open_blocks",
+    b"c": "closed_blocks",
+    b"d": "delay_counts",
+    b"e": "early_blocks",
+    b"f": "label_feedback",
+    b"m": "progress",
+    b"p": "messages",
+    b"w": "waiting_feedback",
+}
 DELAYS_KEY = b"d"
 PROGRESS_KEY = b"m"
 
@@ -62,9 +77,14 @@ def pack_records(records: Sequence[Record]) -> bytes:
     return b"".join([array("q", [len(records)]), array("q", offsets), array("q", arrivals_ms), ends, *values])
 
 
+def count_records(packed: bytes) -> int:
+    """N of a packed value."""
+    return int(np.frombuffer(packed, np.int64, 1)[0])
+
+
 def unpack_records(packed: bytes) -> list[Record]:
     """What was packed."""
-    count = int(np.frombuffer(packed, np.int64, 1)[0])
+    count = count_records(packed)
     offsets, arrivals_ms = np.frombuffer(packed, np.int64, 2 * count, 8).reshape(2, count).tolist()
     first = 8 + 16 * count + 4 * (count + 1)
     ends = (np.frombuffer(packed, np.int32, count + 1, 8 + 16 * count) + first).tolist()

@@ -71,7 +71,9 @@ class JoinerSettings(Section):
     )
     idle_s: float = Field(30.0, gt=0, description="a topic without records for so long of wall time no longer holds the watermark back")
     max_future_ms: int = Field(300_000, ge=0, description="events further ahead of the clock than this are refused")
-    max_event_bytes: int = Field(1 << 20, ge=1 << 10, description="events larger than this are refused")
+    max_event_bytes: int = Field(
+        1 << 20, ge=1 << 10, le=8 << 20, description="events larger than this are refused; a sample's batch holds the whole exposure"
+    )
     max_open_items: int = Field(
         10_000_000, ge=1, description="a partition with more open items than this slows its intake of exposures down; none is dropped"
     )
@@ -83,6 +85,11 @@ class JoinerSettings(Section):
     def target(self) -> str:
         """The kind that makes a row positive."""
         return self.target_kind or self.feedback_kinds[0]
+
+    @property
+    def hold_ms(self) -> int:
+        """How far the watermark passes a page before it leaves: the longest window and grace."""
+        return max(rule.window_ms + rule.grace_ms for rule in self.rules().values())
 
     def rules(self) -> Mapping[str, KindRule]:
         """The rule of every known kind, `leave` included."""

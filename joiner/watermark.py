@@ -47,6 +47,14 @@ class Watermark:
             self.ms = max(self.ms, newest + now_ms - max(heard_ms))
         return self.ms
 
+    def feedback_ms(self) -> int:
+        """The event time up to which feedback has been seen: past the watermark where feedback is read ahead of exposures."""
+        return max(self.ms, self.newest_ms[FEEDBACK])
+
+    def is_idle(self, topic: str) -> bool:
+        """Whether the topic was silent for so long that it does not hold the watermark back."""
+        return topic in self._idle
+
     def both_ms(self) -> int:
         """What the watermark would be were silence no reason to move on: the smaller of the newest event times."""
         return min(self.newest_ms.values())

@@ -35,7 +35,7 @@ def create(stream_settings: StreamSettings, settings: MonitorSettings, web_port:
     def tally(partition: int, stored: Iterable[tuple[bytes, bytes]]) -> PartitionTally:
         return PartitionTally(settings, partition, stored)
 
-    stage = add_stage(app, "monitor", stream_settings, tally)
+    stage = add_stage(app, "monitor", stream_settings, tally, [SAMPLES, TRANSITIONS, POLICIES, DEAD_LETTERS])
 
     def tallies() -> list[PartitionTally]:
         return [partition.step for partition in stage.partitions.values() if isinstance(partition.step, PartitionTally)]
@@ -44,26 +44,6 @@ def create(stream_settings: StreamSettings, settings: MonitorSettings, web_port:
     rule = RejectedShare(settings)
     producer = StreamProducer(stream_settings.broker)
     stage.metrics.registry.register(MonitorMetrics(settings, tallies, rule, webhook))
-
-    @app.agent(app.topic(SAMPLES))
-    async def on_samples(stream: Any) -> None:
-        async for event in stream.events():
-            await stage.on_batch(event)
-
-    @app.agent(app.topic(TRANSITIONS))
-    async def on_transitions(stream: Any) -> None:
-        async for event in stream.events():
-            await stage.on_batch(event)
-
-    @app.agent(app.topic(POLICIES))
-    async def on_policies(stream: Any) -> None:
-        async for event in stream.events():
-            await stage.on_batch(event)
-
-    @app.agent(app.topic(DEAD_LETTERS))
-    async def on_dead_letters(stream: Any) -> None:
-        async for event in stream.events():
-            await stage.on_batch(event)
 
     unsent: list[Alert] = []
 

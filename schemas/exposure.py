@@ -8,6 +8,8 @@ from msgspec import Meta, Raw, Struct
 Id = Annotated[str, Meta(min_length=1, max_length=256)]
 TimestampMs = Annotated[int, Meta(ge=0, le=253_402_300_799_999)]
 """Milliseconds since the Unix epoch, up to the year 9999."""
+ModelVersion = Annotated[str, Meta(max_length=256)]
+"""Empty where no version was served. Bounded as ids are: in a batch each row of a page holds it."""
 Position = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 FeatureValue = float | str | list[str]
 """A dense feature is a number, an id a string, a sequence a list of ids, newest last."""
@@ -38,7 +40,7 @@ class Exposure(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     ts_ms: TimestampMs
     scene: str = ""
     policy: Id = BASELINE
-    model_version: str = ""
+    model_version: ModelVersion = ""
     state: dict[str, FeatureValue]
     action: list[float]
     propensity: Annotated[float, Meta(gt=0.0)] = 1.0
@@ -66,7 +68,7 @@ class ExposureKey(Struct, forbid_unknown_fields=True, gc=False):
     version: Literal[1] = 1
     scene: Raw = Raw(b'""')
     policy: Id = BASELINE
-    model_version: str = ""
+    model_version: ModelVersion = ""
     propensity: Raw = Raw(b"1.0")
 
 

@@ -18,7 +18,8 @@ names a row: delivered twice, it is the same row."""
 def pointwise_schema(kinds: tuple[str, ...]) -> pa.Schema:
     """The columns of a sample, and what a loss needs to know of when the row left and which rows are missing.
 
-    `elapsed_ms` is how long after its exposure the row's label was looked at (of a correction: when its early row left).
+    `is_positive`: feedback of the target kind had come, whatever its value. `elapsed_ms` is how much feedback time after its exposure
+    the row's label was looked at (of a correction: when its early row left).
     `positive_rate` and `positives_come_by` are p and F(elapsed_ms) of joiner/delay.py at that time; `weight_fake_negative` and
     `weight_fsiw` the weights that follow from them, 1 in rows that left at the end of their window or as positives of `eager` mode.
     `log_odds_correction` is the logarithm of the share of negatives that were kept: added to the log-odds learned from these rows
@@ -28,6 +29,7 @@ def pointwise_schema(kinds: tuple[str, ...]) -> pa.Schema:
     return pa.schema(
         [
             *samples,
+            pa.field("is_positive", pa.bool_(), nullable=False),
             pa.field("elapsed_ms", pa.int64(), nullable=False),
             pa.field("positive_rate", pa.float32(), nullable=False),
             pa.field("positives_come_by", pa.float32(), nullable=False),

@@ -32,8 +32,8 @@ class Topic:
 TOPICS: tuple[Topic, ...] = (
     Topic(EXPOSURES, "user_id", "json", "schemas.exposure.Exposure", "serving, your system", "joiner"),
     Topic(FEEDBACK, "user_id", "json", "schemas.feedback.Feedback", "clients", "joiner"),
-    Topic(SAMPLES, "user_id", "arrow", "schemas.sample.sample_schema", "joiner", "experience, monitor"),
-    Topic(POINTWISE_SAMPLES, "user_id", "arrow", "schemas.pointwise_sample.pointwise_schema", "joiner", "point-wise learners"),
+    Topic(SAMPLES, "user_id", "arrow", "schemas.sample.sample_schema", "joiner", "experience, monitor, sink"),
+    Topic(POINTWISE_SAMPLES, "user_id", "arrow", "schemas.pointwise_sample.pointwise_schema", "joiner", "point-wise learners, sink"),
     Topic(TRANSITIONS, "user_id", "arrow", "schemas.transition.transition_schema", "experience", "trainer, monitor"),
     Topic(POLICIES, "policy", "json", "schemas.policy.PolicyVersion", "version controller", "serving, monitor", compacted=True),
     Topic(ALERTS, "rule", "json", "schemas.alert.Alert", "monitor", "people"),

@@ -4,6 +4,8 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -24,8 +26,25 @@ def embedded_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A broker of the test's own: another test's events in the topics would be read, too."""
+    with _kafka(tmp_path_factory.mktemp("kafka")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module", params=["embedded", pytest.param("kafka", marks=pytest.mark.kafka)])
+def any_broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, float]]:
+    """A broker's address, and the shortest session that it allows, in s. All tests of a module share the two."""
+    if request.param == "kafka":
+        with _kafka(tmp_path_factory.mktemp("kafka")) as address:
+            yield address, 6.0
+    else:
+        with broker.running("embedded", tmp_path_factory.mktemp("broker")) as running:
+            yield running.address, 1.5
+
+
+@contextmanager
+def _kafka(folder: Path) -> Iterator[str]:
     if os.environ.get("KAFKA_HOME") and shutil.which("java"):
-        with broker.running("kafka", tmp_path_factory.mktemp("kafka")) as running:
+        with broker.running("kafka", folder) as running:
             yield running.address
     elif _docker_answers():
         from testcontainers.kafka import KafkaContainer

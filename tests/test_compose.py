@@ -18,6 +18,7 @@ from headrace.app import WEB_PORTS
 from headrace.cli import app as command_line
 from headrace.config import SECTIONS, environment_variable
 from headrace.metrics import StageMetrics, gauge_metric
+from joiner.sink.metrics import SinkMetrics
 from monitor.metrics import MonitorMetrics
 from monitor.rules import RejectedShare
 from monitor.settings import MonitorSettings
@@ -30,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 DASHBOARD = ROOT / "deploy/grafana/dashboards/headrace.json"
 RULES = ROOT / "deploy/prometheus_rules.yml"
 SCRAPES = ROOT / "deploy/prometheus.yml"
-SERVICES = ("joiner", "experience", "trainer", "monitor", "controller", "serving")
+SERVICES = ("joiner", "experience", "trainer", "monitor", "controller", "sink", "serving")
 METRIC_NAME = re.compile(r"\bheadrace_[a-z0-9_]+")
 SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
 
@@ -39,7 +40,7 @@ SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), 
 def composed() -> dict[str, Any]:
     """compose.yaml as Compose itself reads it, with nothing of this machine's environment but the path."""
     compose = Path(sys.executable).parent / "docker-compose"
-    command = [str(compose), "--file", str(ROOT / "compose.yaml"), "config", "--format", "json"]
+    command = [str(compose), "--file", str(ROOT / "compose.yaml"), "--profile", "*", "config", "--format", "json"]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=60, check=False, env={"PATH": os.environ["PATH"], "HOME": "/nowhere"}
     )
@@ -130,9 +131,10 @@ def gauges_of_steps() -> Iterator[str]:
     for node in ast.walk(ast.parse((ROOT / "trainer/ddpg.py").read_text())):
         if isinstance(node, ast.FunctionDef) and node.name in ("_learn_critic", "_learn_actor"):
             yield from keys_of_dicts(node)
-    for node in ast.walk(ast.parse((ROOT / "headrace/stage.py").read_text())):
-        if isinstance(node, ast.FunctionDef) and node.name == "_lag":
-            yield from keys_of_dicts(node)
+    for path, function in [("headrace/stage.py", "_lag"), ("joiner/sink/agent.py", "_looks")]:
+        for node in ast.walk(ast.parse((ROOT / path).read_text())):
+            if isinstance(node, ast.FunctionDef) and node.name == function:
+                yield from keys_of_dicts(node)
 
 
 def keys_of_dicts(function: ast.AST) -> Iterator[str]:
@@ -145,7 +147,9 @@ def exported_families() -> Iterator[Metric]:
     settings = MonitorSettings()
     monitor = CollectorRegistry()
     monitor.register(MonitorMetrics(settings, list, RejectedShare(settings), Webhook(settings)))
-    for registry in (StageMetrics("any", dict).registry, monitor, ServingMetrics().registry, ControllerMetrics().registry):
+    sink = CollectorRegistry()
+    SinkMetrics(sink)
+    for registry in (StageMetrics("any", dict).registry, monitor, sink, ServingMetrics().registry, ControllerMetrics().registry):
         yield from registry.collect()
 
 

@@ -4,7 +4,8 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any
 
 import faust
@@ -15,9 +16,11 @@ from headrace.app import add_metrics_page, create_app
 from headrace.metrics import StageMetrics
 from headrace.policy_settings import PolicySettings
 from headrace.producer import StreamProducer
-from headrace.settings import StreamSettings
+from headrace.settings import ConfigError, StreamSettings
 from headrace.stage import stop_at_once
+from headrace.stall import STALL_LOOKS, StallWatch
 from headrace.step import Count
+from headrace.topic_ids import topic_ids
 from schemas.codec import WrongBatchError, decode_batch, encode_json
 from schemas.dead_letter import DeadLetter
 from schemas.topics import DEAD_LETTERS, TRANSITIONS
@@ -32,11 +35,15 @@ TIMER_S = 1.0
 class Training:
     """Drives the worker: one thing at a time, off the event loop, so that Faust's pages and heartbeats go on."""
 
-    def __init__(self, app: faust.App, worker: Worker, producer: StreamProducer) -> None:
+    def __init__(
+        self, app: faust.App, worker: Worker, producer: StreamProducer, topic_ids: Callable[[Collection[str]], Mapping[str, str]]
+    ) -> None:
         self.worker = worker
         self.metrics = StageMetrics("trainer", self._looks)
         self._app = app
         self._producer = producer
+        self._topic_ids = topic_ids
+        self._watch = StallWatch()
         self._lock = asyncio.Lock()
         self._assigned: frozenset[int] = frozenset()
         self._lag_s: dict[int, float] = {}
@@ -49,6 +56,11 @@ class Training:
 
     async def on_assigned(self, committed: Mapping[TP, int | None]) -> dict[TP, int]:
         """Read on from the checkpoint, which is never behind the commits that it allowed."""
+        try:
+            for topic_id in (await asyncio.to_thread(self._topic_ids, [TRANSITIONS])).values() if committed else ():
+                self.worker.belongs_to(topic_id)
+        except Exception as error:
+            stop_at_once(error)
         self._assigned = frozenset(tp.partition for tp in committed)
         self._lag_s = dict.fromkeys(self._assigned, 0.0)
         return {tp: self.worker.offsets[tp.partition] for tp in committed if tp.partition in self.worker.offsets}
@@ -57,6 +69,8 @@ class Training:
         """Learn from one delivered batch of record batches."""
         tp = event.message.tp
         async with self._lock:
+            if event.message.generation_id != self._app.consumer.generation:
+                return  # it waited while the group rebalanced: it is read again
             try:
                 for record in event.value:
                     if tp.partition in self._assigned and record.offset >= self.worker.offsets.get(tp.partition, 0):
@@ -94,6 +108,14 @@ class Training:
             except Exception as error:
                 stop_at_once(error)
 
+    async def on_watch(self) -> None:
+        """End the process where an assigned partition shows no life: nothing is learned, nor does the broker say that nothing waits."""
+        consumer = self._app.consumer
+        tps = [TP(TRANSITIONS, partition) for partition in self._assigned]
+        stalled = self._watch.stalled({tp: (self.worker.offsets.get(tp.partition), consumer.caught_up_at_s(tp)) for tp in tps})
+        if stalled is not None:
+            stop_at_once(ConfigError(f"trainer {TRANSITIONS} {stalled.partition}: the consumer stalled, or no broker answers it"))
+
     def _looks(self) -> dict[int, tuple[Counter[Count], dict[str, float]]]:
         looks: dict[int, tuple[Counter[Count], dict[str, float]]] = {
             partition: (Counter(), {"lag_seconds": lag_s}) for partition, lag_s in self._lag_s.items()
@@ -112,7 +134,7 @@ def create(stream_settings: StreamSettings, settings: TrainerSettings, policy: P
     app = create_app("trainer", stream_settings, web_port)
     producer = StreamProducer(stream_settings.broker)
     worker = Worker(settings, policy, stream_settings.state_dir, __version__, settings.seed)
-    training = Training(app, worker, producer)
+    training = Training(app, worker, producer, partial(topic_ids, stream_settings.broker))
     app.transport.owner = training
     add_metrics_page(app, training.metrics)
 
@@ -124,6 +146,10 @@ def create(stream_settings: StreamSettings, settings: TrainerSettings, policy: P
     @app.timer(interval=TIMER_S)
     async def on_timer() -> None:
         await training.on_timer()
+
+    @app.timer(interval=stream_settings.stall_timeout_s / STALL_LOOKS)
+    async def on_watch() -> None:
+        await training.on_watch()
 
     @app.on_before_shutdown.connect
     async def _stop(*_: Any, **__: Any) -> None:

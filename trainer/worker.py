@@ -53,6 +53,8 @@ class _Progress(msgspec.Struct):
     """The small part of a worker's memory; it goes into checkpoints as JSON."""
 
     offsets: dict[int, int] = {}
+    topic_id: str = ""
+    """Which log of the topic they count."""
     transitions: int = 0
     learned: int = 0
     step_debt: float = 0.0
@@ -92,6 +94,16 @@ class Worker:
     def offsets(self) -> dict[int, int]:
         """Next offset of each partition: everything below it was learned from or refused."""
         return dict(self._progress.offsets)
+
+    def belongs_to(self, topic_id: str) -> None:
+        """Remember which log the offsets count. Raises CheckpointError where they count an earlier one."""
+        progress = self._progress
+        if progress.offsets and progress.topic_id not in ("", topic_id):
+            raise CheckpointError(
+                f"the checkpoints in {self._folder} belong to an earlier topic {TRANSITIONS} (it was created anew, or its broker lost it): "
+                f"move the folder away to begin with the topic as it is"
+            )
+        progress.topic_id = topic_id
 
     @property
     def counts(self) -> Counter[Count]:

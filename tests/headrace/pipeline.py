@@ -7,23 +7,32 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from confluent_kafka import Consumer, Producer, TopicPartition
 
+from experience.sessions import PartitionSessions
+from experience.settings import ExperienceSettings
 from headrace.broker import free_port
-from headrace.runner import Event
+from headrace.memory_rows import InMemory
+from headrace.runner import Event, run
+from joiner.join import PartitionJoin
+from joiner.settings import JoinerSettings
 from schemas.codec import decode_batch
 from schemas.exposure import ExposedItem, Exposure, encode_exposure
 from schemas.feedback import LEAVE, Feedback, encode_feedback
-from schemas.topics import EXPOSURES, FEEDBACK, TRANSITIONS
+from schemas.topics import EXPOSURES, FEEDBACK, SAMPLES, TRANSITIONS
 
 PARTITIONS = 4
 START_MS = 1_700_000_000_000
 WINDOW_MS = 10_000
 GAP_MS = 20_000
 LAST_USER = "the-end-"
+KEYS = {SAMPLES: ("request_id", "item_id"), TRANSITIONS: ("transition_id",)}
+Row = dict[str, Any]
+Key = tuple[Any, ...]
 SETTINGS = {
     "HEADRACE_JOINER_JOIN_WINDOW_MS": str(WINDOW_MS),
     "HEADRACE_JOINER_IDLE_S": "60",
@@ -92,10 +101,19 @@ class Worker:
             "HEADRACE_STREAM_GROUP_PREFIX": group,
             "HEADRACE_STREAM_SESSION_TIMEOUT_S": str(session_timeout_s),
         }
+        self.service, self.state_dir = service, state_dir
         self._log = log_dir / f"{service}.log"
         self.start()
 
+    @property
+    def opened(self) -> int:
+        """How many partitions it has opened since it was started."""
+        with self._log.open("rb") as log:
+            log.seek(self._log_start)
+            return log.read().count(b": opened at ")
+
     def start(self) -> None:
+        self._log_start = self._log.stat().st_size if self._log.exists() else 0
         with self._log.open("ab") as out:
             self.process = subprocess.Popen(self._command, stdout=out, stderr=out, env=self._environment)
 
@@ -118,25 +136,57 @@ def workers(broker: str, folder: Path, group: str, session_timeout_s: float) -> 
             worker.kill()
 
 
-def read_transitions(broker: str, expected: int, timeout_s: float) -> list[dict[str, Any]]:
-    """Rows of `transitions`, duplicates included, once `expected` different ones of the log's users are there."""
+def undisturbed(events: Sequence[tuple[int, Event]]) -> dict[str, dict[Key, Row]]:
+    """By topic, what the in-process runner makes of the events."""
+    join = InMemory(partial(PartitionJoin, JoinerSettings(join_window_ms=WINDOW_MS), 0))
+    sessions = PartitionSessions(ExperienceSettings(session_gap_ms=GAP_MS), 0, ())
+    emitted, _ = run(join, sessions, [event for _, event in events], START_MS + 10**9)
+    return {
+        topic: first_by_key(topic, [row for message in messages for row in rows_of(message.value, topic)])
+        for topic, messages in ((SAMPLES, emitted.samples), (TRANSITIONS, emitted.transitions))
+    }
+
+
+def first_by_key(topic: str, rows: Sequence[Row]) -> dict[Key, Row]:
+    """What a consumer keeps that drops what it has seen: of each sample or transition the one that came first."""
+    return {key(topic, row): row for row in reversed(rows)}
+
+
+def key(topic: str, row: Row) -> Key:
+    """What tells samples, or transitions, apart."""
+    return tuple(row[name] for name in KEYS[topic])
+
+
+def read(broker: str, topic: str, expected: int, timeout_s: float) -> list[Row]:
+    """Rows of a topic, duplicates included, once `expected` different ones of the log's users are there."""
     consumer = Consumer({"bootstrap.servers": broker, "group.id": "test", "auto.offset.reset": "earliest", "log_level": 0})
-    consumer.assign([TopicPartition(TRANSITIONS, partition, 0) for partition in range(PARTITIONS)])
-    rows: list[dict[str, Any]] = []
+    consumer.assign([TopicPartition(topic, partition, 0) for partition in range(PARTITIONS)])
+    rows: list[Row] = []
+    found: set[Key] = set()
     deadline_s = time.monotonic() + timeout_s
     try:
-        while len({row["transition_id"] for row in rows}) < expected and time.monotonic() < deadline_s:
+        while len(found) < expected and time.monotonic() < deadline_s:
             for message in consumer.consume(100, 0.5):
                 assert message.error() is None, message.error()
-                rows += rows_of(message.value() or b"")
+                new = rows_of(message.value() or b"", topic)
+                rows += new
+                found.update(first_by_key(topic, new))
     finally:
         consumer.close()
     return rows
 
 
-def rows_of(message: bytes) -> list[dict[str, Any]]:
-    """The rows of a transitions message, without what depends on where and when its events lay."""
-    batch, _ = decode_batch(message, TRANSITIONS)
+def check(broker: str, expected: dict[str, dict[Key, Row]], timeout_s: float) -> None:
+    """Whoever keeps the first of each has the samples and transitions of the undisturbed run, neither more nor less."""
+    for topic, rows in expected.items():
+        found = first_by_key(topic, read(broker, topic, len(rows), timeout_s))
+        assert found.keys() == rows.keys(), topic
+        assert found == rows, topic
+
+
+def rows_of(message: bytes, topic: str = TRANSITIONS) -> list[Row]:
+    """The rows of a message, without what depends on where and when its events lay."""
+    batch, _ = decode_batch(message, topic)
     placed = {"source_partition", "source_offset", "feedback_arrival_ms"}
     rows = [{name: cell for name, cell in row.items() if name not in placed} for row in batch.to_pylist()]
     return [row for row in rows if not row["user_id"].startswith(LAST_USER)]

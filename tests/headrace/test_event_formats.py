@@ -13,7 +13,6 @@ import pipeline
 import pytest
 from confluent_kafka import Producer
 from test_faults import dead_letters
-from test_pipeline import FAR_FUTURE_MS, by_id
 
 from experience.sessions import PartitionSessions
 from experience.settings import ExperienceSettings
@@ -25,7 +24,7 @@ from joiner.input_format import event_formats
 from joiner.join import PartitionJoin
 from joiner.settings import JoinerSettings
 from schemas.exposure import Exposure
-from schemas.topics import EXPOSURES, FEEDBACK
+from schemas.topics import EXPOSURES, FEEDBACK, TRANSITIONS
 
 PAGES = 300
 SETTINGS = {
@@ -51,11 +50,12 @@ def test_other_formats_give_the_transitions_of_the_same_log_as_json(tmp_path: Pa
         assert producer.flush(20) == 0
         with pipeline.workers(broker.address, tmp_path, "formats", 3.0):
             pipeline.produce(broker.address, events)
-            rows = pipeline.read_transitions(broker.address, PAGES, timeout_s=60)
+            rows = pipeline.read(broker.address, TRANSITIONS, PAGES, timeout_s=60)
             refused = dead_letters(broker.address, len(of_json.dead_letters) + len(UNREADABLE))
         tapped = tap(broker.address, EXPOSURES, PAGES + pipeline.PARTITIONS + 1)
 
-    assert by_id(rows) == by_id([row for message in of_json.transitions for row in pipeline.rows_of(message.value)])
+    expected = [row for message in of_json.transitions for row in pipeline.rows_of(message.value)]
+    assert pipeline.first_by_key(TRANSITIONS, rows) == pipeline.first_by_key(TRANSITIONS, expected)
     assert Counter(letter.reason for letter in refused) == Counter({"malformed": 2, "late": len(of_json.dead_letters)})
     malformed = [letter for letter in refused if letter.reason == "malformed"]
     assert {(letter.source_topic, letter.source_partition, letter.source_offset, letter.detail) for letter in malformed} == {
@@ -73,7 +73,7 @@ def in_process(log: list[tuple[int, Event]]) -> Emitted:
     """What the log gives as JSON, without a broker."""
     join = InMemory(partial(PartitionJoin, JoinerSettings(join_window_ms=pipeline.WINDOW_MS), 0))
     sessions = PartitionSessions(ExperienceSettings(session_gap_ms=pipeline.GAP_MS), 0, ())
-    return run(join, sessions, [event for _, event in log], FAR_FUTURE_MS)[0]
+    return run(join, sessions, [event for _, event in log], pipeline.START_MS + 10**9)[0]
 
 
 def tap(broker: str, topic: str, lines: int) -> list[dict[str, object]]:

@@ -1,5 +1,9 @@
-"""Records that nobody can read, in every topic that a worker reads."""
+"""What goes wrong beside kill -9: lost disks, workers that come, go and freeze, and records that nobody can read."""
 
+import random
+import shutil
+import signal
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -12,7 +16,58 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from headrace.broker import create_topics, running
 from headrace.settings import StreamSettings
 from schemas.dead_letter import DeadLetter
-from schemas.topics import DEAD_LETTERS, EXPOSURES, FEEDBACK, MAX_EVENT_BYTES, SAMPLES
+from schemas.topics import DEAD_LETTERS, EXPOSURES, FEEDBACK, MAX_EVENT_BYTES, SAMPLES, TRANSITIONS
+
+PAGES = 1_500
+
+
+def check_workers_that_come_and_go(broker: str, folder: Path, seed: int, session_timeout_s: float) -> None:
+    """Second workers join under load, each with a disk of its own; one worker freezes, one loses its disk, one is told to leave."""
+    create_topics(StreamSettings(broker=broker))
+    events = pipeline.log_of(PAGES, seed)
+    expected = pipeline.undisturbed(events)
+
+    def worker(service: str, number: int) -> pipeline.Worker:
+        disk = folder / f"{service}-{number}"
+        disk.mkdir()
+        return pipeline.Worker(service, broker, disk, f"faults-{seed}", disk, session_timeout_s)
+
+    services = ("joiner", "experience")
+    workers = {(service, 0): worker(service, 0) for service in services}
+    feeding = threading.Thread(target=pipeline.produce, args=(broker, events, 5 * session_timeout_s + 6))
+    try:
+        time.sleep(session_timeout_s)
+        feeding.start()
+        workers |= {(service, 1): worker(service, 1) for service in services}
+        time.sleep(session_timeout_s + 2)
+        for service, number in random.Random(seed).sample([("joiner", 0), ("experience", 1)], 2):
+            frozen, other = workers[service, number], workers[service, 1 - number]
+            frozen.process.send_signal(signal.SIGSTOP)
+            time.sleep(1.7 * session_timeout_s)
+            other.kill()
+            shutil.rmtree(folder / f"{service}-{1 - number}" / service, ignore_errors=True)
+            frozen.process.send_signal(signal.SIGCONT)
+            other.start()
+        feeding.join()
+        leaving = workers["joiner", 1]
+        leaving.process.terminate()
+        assert leaving.process.wait(20) == 0
+        pipeline.check(broker, expected, timeout_s=60)
+    finally:
+        for process in workers.values():
+            process.kill()
+    assert "Traceback" not in (folder / "joiner-1" / "joiner.log").read_text()
+
+
+def test_workers_that_join_freeze_lose_their_disk_and_leave_change_nothing(tmp_path: Path) -> None:
+    with running("embedded", tmp_path / "broker") as broker:
+        check_workers_that_come_and_go(broker.address, tmp_path, seed=4, session_timeout_s=3.0)
+
+
+@pytest.mark.kafka
+def test_a_real_kafka_and_workers_that_join_freeze_lose_their_disk_and_leave(kafka_broker: str, tmp_path: Path) -> None:
+    check_workers_that_come_and_go(kafka_broker, tmp_path, seed=5, session_timeout_s=6.0)
+
 
 POISON = {
     EXPOSURES: (None, b"", b"{" + b"x" * (10 << 20)),
@@ -37,7 +92,7 @@ def test_what_nobody_can_read_becomes_dead_letters_and_the_stream_goes_on(tmp_pa
         assert producer.flush(20) == 0
 
         with pipeline.workers(broker.address, tmp_path, "poison", 6.0):
-            rows = pipeline.read_transitions(broker.address, 1, timeout_s=40)  # nothing follows the page: silence lets it go
+            rows = pipeline.read(broker.address, TRANSITIONS, 1, timeout_s=40)  # nothing follows the page: silence lets it go
             refused = dead_letters(broker.address, 9)
 
     assert [row["transition_id"] for row in rows] == ["r6-0"]

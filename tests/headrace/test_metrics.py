@@ -39,18 +39,6 @@ def test_a_page_shows_what_is_now_and_not_what_was() -> None:
     assert parse(metrics.render().decode()).total("headrace_rows_in_total") == 2
 
 
-def test_gauges_that_no_step_has_are_set_by_the_runner_until_the_partition_goes() -> None:
-    metrics = StageMetrics("trainer", dict)
-    metrics.set_gauge("lag_records", 12, partition=1)
-    metrics.set_gauge("lag_records", 30, partition=2)
-    metrics.set_gauge("v_mean", 3.5)
-    page = parse(metrics.render().decode())
-    assert page.total("headrace_lag_records", stage="trainer") == 42
-    assert page.values("headrace_v_mean", stage="trainer", partition="") == [3.5]
-    metrics.drop_partition(2)
-    assert parse(metrics.render().decode()).highest("headrace_lag_records") == 12
-
-
 def test_batch_times_are_a_histogram_by_topic() -> None:
     metrics = StageMetrics("joiner", dict)
     for seconds in (0.002, 0.02, 20.0):
@@ -69,7 +57,7 @@ def test_labels_with_quotes_newlines_and_backslashes_survive_the_page() -> None:
 @pytest.mark.parametrize("name", ["", "Lag", "lag seconds", "1st", "läg"])
 def test_a_gauge_needs_a_metric_name(name: str) -> None:
     with pytest.raises(ValueError, match="gauge"):
-        StageMetrics("s", dict).set_gauge(name, 1.0)
+        StageMetrics("s", lambda: {0: (Counter(), {name: 1.0})}).render()
 
 
 @pytest.mark.parametrize("text", ["headrace_x{ 1", "<html>", "headrace_x one"])

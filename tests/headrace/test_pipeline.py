@@ -3,46 +3,23 @@
 import random
 import threading
 import time
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pipeline
 import pytest
 
-from experience.sessions import PartitionSessions
-from experience.settings import ExperienceSettings
 from headrace.broker import create_topics, running
-from headrace.memory_rows import InMemory
-from headrace.runner import run
 from headrace.settings import StreamSettings
-from joiner.join import PartitionJoin
-from joiner.settings import JoinerSettings
+from schemas.topics import TRANSITIONS
 
 PAGES = 2_000
-FAR_FUTURE_MS = pipeline.START_MS + 10**9
-
-
-def in_process(events: list[tuple[int, Any]]) -> list[dict[str, Any]]:
-    join = InMemory(partial(PartitionJoin, JoinerSettings(join_window_ms=pipeline.WINDOW_MS), 0))
-    sessions = PartitionSessions(ExperienceSettings(session_gap_ms=pipeline.GAP_MS), 0, ())
-    emitted, _ = run(join, sessions, [event for _, event in events], FAR_FUTURE_MS)
-    return [row for message in emitted.transitions for row in pipeline.rows_of(message.value)]
-
-
-def by_id(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """One row an id; a row that was sent twice must be the same row twice."""
-    found: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        assert found.setdefault(row["transition_id"], row) == row
-    return found
 
 
 def check_pipeline(broker: str, folder: Path, kills: int, seed: int, session_timeout_s: float = 3.0) -> None:
     create_topics(StreamSettings(broker=broker))
     events = pipeline.log_of(PAGES, seed)
-    expected = by_id(in_process(events))
-    assert len(expected) == PAGES
+    expected = pipeline.undisturbed(events)
+    assert len(expected[TRANSITIONS]) == PAGES
 
     with pipeline.workers(broker, folder, f"test-{seed}", session_timeout_s) as processes:
         feeding = threading.Thread(target=pipeline.produce, args=(broker, events, 6.0 * kills))
@@ -54,11 +31,12 @@ def check_pipeline(broker: str, folder: Path, kills: int, seed: int, session_tim
             victim.kill()
             victim.start()
         feeding.join()
-        rows = pipeline.read_transitions(broker, len(expected), timeout_s=60)
-
-    assert by_id(rows) == expected
-    if not kills:
-        assert len(rows) == len(expected)
+        for topic, rows in expected.items():
+            found = pipeline.read(broker, topic, len(rows), timeout_s=60)
+            kept = pipeline.first_by_key(topic, found)
+            assert kept == rows
+            assert all(kept[pipeline.key(topic, row)] == row for row in found)  # what is sent twice is the same twice
+            assert kills or len(found) == len(rows)
 
 
 def test_the_embedded_broker_gives_the_transitions_of_the_in_process_runner(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from headrace.settings import ConfigError
 from headrace.step import Count
-from headrace.store import PartitionStore
+from headrace.store import FIRST_LAYOUT, PartitionStore
 
 IN = Count("in", "exposures")
 
@@ -60,3 +60,41 @@ def test_a_folder_without_permission_is_one_line(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="no permission to write state"):
         PartitionStore(tmp_path / "0")
+
+
+def test_it_can_be_read_while_it_is_written(tmp_path: Path) -> None:
+    store = PartitionStore(tmp_path / "0")
+    store.write([(b"a", b"1")], {"t": 1}, Counter())
+    beside = PartitionStore(tmp_path / "0", read_only=True)
+    store.write([(b"b", b"2"), (b"a", None)], {"t": 2}, Counter())
+    assert (dict(beside.rows()), beside.offsets) == ({b"a": b"1"}, {"t": 1}), "as it was when it was opened"
+    with pytest.raises(ConfigError, match="read only"):
+        beside.write([(b"c", b"3")], {"t": 3}, Counter())
+    beside.close()
+    beside = PartitionStore(tmp_path / "0", read_only=True)
+    assert (dict(beside.rows()), beside.offsets) == ({b"b": b"2"}, {"t": 2})
+    beside.close()
+    store.close()
+
+
+def test_rows_of_another_layout_are_forgotten_with_their_offsets_and_the_log_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = PartitionStore(tmp_path / "0")
+    store.write([(b"a", b"1")], {"t": 1}, Counter({Count("in", "t"): 1}))
+    store.close()
+
+    store = PartitionStore(tmp_path / "0")
+    store.require_layout(FIRST_LAYOUT)
+    assert dict(store.rows()) == {b"a": b"1"}
+    store.require_layout(2)
+    assert (dict(store.rows()), store.offsets, store.counts) == ({}, {}, Counter())
+    assert caplog.messages == [f"the state in {tmp_path / '0'} has layout 1, this version has 2: rebuilding it from Kafka"]
+    store.write([(b"b", b"2")], {"t": 1}, Counter())
+    store.close()
+
+    store = PartitionStore(tmp_path / "0")
+    store.require_layout(2)
+    assert dict(store.rows()) == {b"b": b"2"}
+    assert len(caplog.messages) == 1
+    store.close()

@@ -142,6 +142,7 @@ def test_feedback_that_cannot_count_is_refused_with_its_reason_and_the_stream_go
         (exposure("r2", 1000, ["a", "b", "a"]), "malformed"),
         (exposure("r2", 1000, []), "malformed"),
         (exposure("", 1000), "malformed"),
+        (exposure("r2", 1000, model_version="v" * 257), "malformed"),
         (exposure("r2", 1000).replace(b'"action":[1.0],', b""), "malformed"),
         (exposure("r2", 1000).replace(b'"hour":1.0', b'"hour":NaN'), "malformed"),
         (exposure("r2", 1000).replace(b'"hour":1.0', b'"hour":' + b"[" * 1500 + b"]" * 1500), "malformed"),

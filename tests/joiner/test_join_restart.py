@@ -1,11 +1,11 @@
 """What a restart does beside the random ones of test_join_order: changed settings, and edges that are rarely met."""
 
-from join_events import NOW_MS, SETTINGS, WINDOW_MS, counts, exposure, feedback, join, records, rows, store
+from join_events import NOW_MS, SETTINGS, WINDOW_MS, counts, exposure, feedback, join, records, rows, rows_of, store
 
 from headrace.memory_rows import InMemory
 from headrace.step import Outcome
 from joiner.settings import JoinerSettings
-from schemas.topics import EXPOSURES, FEEDBACK
+from schemas.topics import EXPOSURES, FEEDBACK, POINTWISE_SAMPLES
 
 
 def end(step: InMemory) -> list[Outcome]:
@@ -43,6 +43,22 @@ def test_a_duplicate_of_feedback_from_before_the_restart_is_still_a_duplicate() 
     repeated = again.apply(FEEDBACK, records(feedback("r1", 1010, "a"), first_offset=1), NOW_MS)
     assert counts([repeated], "ignored") == {"duplicate_feedback": 1}
     assert [row["label_click"] for row in rows(end(again))] == [1.0, 0.0]
+
+
+def test_feedback_on_a_closed_page_is_no_label_of_a_page_that_is_shown_by_the_same_request_after_it() -> None:
+    eager: JoinerSettings = SETTINGS.model_copy(update={"emission_mode": "eager"})
+    step, stored = join(eager), dict[bytes, bytes]()
+    store(stored, step.apply(EXPOSURES, records(exposure("r1", 1000), exposure("r2", 1090)), NOW_MS))
+    store(stored, step.apply(FEEDBACK, records(feedback("r1", 1095), feedback("r2", 1095)), NOW_MS))
+    store(stored, step.apply(EXPOSURES, records(exposure("r3", 1150), first_offset=2), NOW_MS))
+    closed = step.apply(FEEDBACK, records(feedback("r2", 1150), first_offset=2), NOW_MS)
+    store(stored, closed)
+    assert [row["request_id"] for row in rows([closed])] == ["r1"]
+    store(stored, step.apply(EXPOSURES, records(exposure("r1", 1160), first_offset=3), NOW_MS))
+    left = end(join(eager, stored.items()))
+    labels = [(row["request_id"], row["label_click"]) for row in rows(left)]
+    assert labels == [("r2", 2.0), ("r3", 0.0), ("r1", 0.0)]
+    assert [row["request_id"] for row in rows_of(left, POINTWISE_SAMPLES)] == ["end", "r3", "r1"], "r2 left when it became positive"
 
 
 def test_one_event_id_on_two_pages_is_two_events() -> None:

@@ -14,6 +14,7 @@ from test_join_order import EXAMPLES, events, log_of, reads
 
 from headrace.memory_rows import InMemory
 from headrace.step import Outcome
+from joiner.delay import weights
 from joiner.settings import JoinerSettings
 from schemas.codec import decode_batch
 from schemas.pointwise_sample import CLOSED_BY, pointwise_schema
@@ -144,6 +145,50 @@ def test_early_rows_carry_the_weights_of_the_delays_seen_so_far() -> None:
     assert negative["weight_fsiw"] == pytest.approx(1 - to_come / (1 - p * come_by))
     still_to_come = correction["positive_rate"] * (1 - correction["positives_come_by"])
     assert (correction["weight_fake_negative"], correction["weight_fsiw"]) == (pytest.approx(1 + still_to_come), 0.0)
+
+
+def test_before_a_positive_is_known_of_every_row_weighs_one() -> None:
+    step = join(mode("fast", fast_wait_ms=30))
+    step.apply(EXPOSURES, records(exposure("r1", 4000), exposure("r2", 4000), exposure("r", 4200)), NOW_MS)
+    early = step.apply(FEEDBACK, records(feedback("r1", 4005), feedback("x", 4031)), NOW_MS)
+    late = step.apply(FEEDBACK, records(feedback("r2", 4050), first_offset=2), NOW_MS)
+    found = pointwise([early, late])
+    assert [row["closed_by"] for row in found] == ["early", "early", "correction"]
+    assert [row["weight_fake_negative"] for row in found] == [1.0, 1.0, 1.0]
+    assert [row["weight_fsiw"] for row in found] == [1.0, 1.0, 0.0]
+
+
+def test_where_feedback_is_read_ahead_of_exposures_labels_are_as_old_as_the_feedback() -> None:
+    step = join(mode("fast"))
+    step.apply(FEEDBACK, records(feedback("r1", 1080), feedback("x", 1090)), NOW_MS)
+    [row] = pointwise([step.apply(EXPOSURES, records(exposure("r1", 1000)), NOW_MS)])
+    assert (row["is_positive"], row["elapsed_ms"]) == (True, 90), "the watermark is 1000, but a click after 80 ms has been seen"
+    [other] = pointwise([step.apply(EXPOSURES, records(exposure("r2", 1005), first_offset=1), NOW_MS)])
+    assert (other["is_positive"], other["elapsed_ms"]) == (False, 85)
+    [correction] = pointwise([step.apply(FEEDBACK, records(feedback("r2", 1100), first_offset=2), NOW_MS)])
+    assert (correction["is_positive"], correction["elapsed_ms"]) == (True, 85)
+
+
+def test_feedback_without_value_makes_a_row_positive_and_the_row_says_so() -> None:
+    outcomes = run(join(mode("eager")), SHOWN, [feedback("r1", 1050, "b", value=0.0)])
+    assert [(row["item_id"], row["closed_by"], row["is_positive"], row["label_click"]) for row in pointwise(outcomes)] == [
+        ("b", "positive", True, 0.0),
+        ("a", "window", False, 0.0),
+        ("a", "window", False, 0.0),
+    ]
+
+
+@pytest.mark.parametrize("p", [0.05, 0.4, 0.9])
+@pytest.mark.parametrize("come_by", [0.0, 0.3, 1.0])
+def test_weights_make_the_stream_s_labels_the_true_ones(p: float, come_by: float) -> None:
+    early, late = np.array([True, False]), np.array([False, False])
+    of = weights(early, late, p, np.full(2, come_by))
+    mass = 1 + p * (1 - come_by)  # rows of the stream per exposure
+    assert of.fake_negative[0] * p / mass == pytest.approx(p)
+    assert of.fake_negative[1] * (1 - p * come_by) / mass == pytest.approx(1 - p)
+    if come_by:
+        assert of.fsiw[0] * p * come_by == pytest.approx(p)
+    assert of.fsiw[1] * (1 - p * come_by) == pytest.approx(1 - p)
 
 
 def test_rows_with_their_final_label_weigh_one() -> None:

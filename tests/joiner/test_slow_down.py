@@ -1,5 +1,6 @@
 """A partition that holds more than the settings allow slows its intake down, and drops nothing."""
 
+from collections.abc import Collection
 from functools import partial
 
 from join_events import NOW_MS, SETTINGS, exposure, feedback, records, rows
@@ -23,8 +24,8 @@ class Held:
     def apply(self, topic: str, *values: bytes, first_offset: int = 0) -> Outcome:
         return self._kept(self.step.apply(topic, records(*values, first_offset=first_offset), NOW_MS))
 
-    def tick(self) -> Outcome:
-        return self._kept(self.step.tick(NOW_MS))
+    def tick(self, now_ms: int = NOW_MS, unread: Collection[str] = ()) -> Outcome:
+        return self._kept(self.step.tick(now_ms, unread))
 
     def _kept(self, outcome: Outcome) -> Outcome:
         self.rows.change(outcome.changes)
@@ -70,6 +71,36 @@ def test_feedback_that_is_ahead_of_the_exposures_waits_where_too_much_of_it_is_h
     assert held.step.paused() == (FEEDBACK,)
     held.apply(EXPOSURES, exposure("r1", 1005), exposure("r2", 1006), first_offset=1)
     assert held.step.paused() == ()
+
+
+def test_a_silent_feedback_topic_does_not_stop_the_exposures() -> None:
+    held = Held(FULL.model_copy(update={"idle_s": 2.0}))
+    held.apply(FEEDBACK, feedback("x", 1000))
+    held.apply(EXPOSURES, *(exposure(f"r{page}", 5000) for page in range(5)))
+    held.tick(NOW_MS + 1999, [EXPOSURES])
+    assert held.step.paused() == (EXPOSURES,), "the feedback may only be slow"
+    held.tick(NOW_MS + 2000, [EXPOSURES])
+    assert held.step.paused() == ()
+    held.apply(EXPOSURES, exposure("r5", 5000), first_offset=5)
+    assert held.step.paused() == (EXPOSURES,), "a batch a tick"
+    held.tick(NOW_MS + 2500, [EXPOSURES])
+    left = held.apply(EXPOSURES, exposure("r6", 9000), first_offset=6)
+    assert ([row["closed_by"] for row in rows([left])], held.step.paused()) == (["idle"] * 6, ())
+
+
+def test_a_silent_exposures_topic_does_not_stop_the_feedback() -> None:
+    held = Held(FULL.model_copy(update={"idle_s": 2.0}))
+    held.apply(EXPOSURES, exposure("r0", 1000))
+    held.apply(FEEDBACK, *(feedback(f"x{number}", 5000) for number in range(3)))
+    held.tick(NOW_MS + 1999, [FEEDBACK])
+    assert held.step.paused() == (FEEDBACK,)
+    held.tick(NOW_MS + 2000, [FEEDBACK])
+    assert held.step.paused() == ()
+    held.apply(FEEDBACK, feedback("x3", 5000), first_offset=3)
+    assert held.step.paused() == (FEEDBACK,)
+    held.tick(NOW_MS + 2500, [FEEDBACK])
+    given_up = held.apply(FEEDBACK, feedback("x4", 9000), first_offset=4)
+    assert ([letter.reason for letter in given_up.dead_letters], held.step.paused()) == (["unknown_request"] * 4, ())
 
 
 def test_a_slow_intake_gives_the_samples_of_an_unlimited_one() -> None:
