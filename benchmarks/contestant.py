@@ -65,6 +65,10 @@ class Contestant:
             raise ValueError(f"{self.log_file} does not say when the first batch came; it ends with: {text[-300:]!r}")
         return datetime.strptime(found[1], "%Y-%m-%d %H:%M:%S,%f").replace(tzinfo=UTC).timestamp()
 
+    def log_end(self) -> str:
+        """What it said last."""
+        return self.log_file.read_text()[-300:]
+
     def cpu_s(self) -> float:
         """User and system time of the process so far."""
         return cpu_s(self.process.pid)

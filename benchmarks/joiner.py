@@ -49,7 +49,7 @@ class Run:
     faults: Faults
 
 
-def headrace_command(broker: str, name: str, folder: Path) -> tuple[list[str], dict[str, str]]:
+def headrace_command(broker: str, name: str, folder: Path, port: int) -> tuple[list[str], dict[str, str]]:
     """`headrace worker joiner`, with default settings."""
     environment = {
         "HEADRACE_STREAM_BROKER": broker,
@@ -58,7 +58,7 @@ def headrace_command(broker: str, name: str, folder: Path) -> tuple[list[str], d
         "HEADRACE_STREAM_PARTITIONS": str(PARTITIONS),
         "HEADRACE_JOINER_JOIN_WINDOW_MS": str(WINDOW_MS),
     }
-    return [sys.executable, "-m", "headrace", "worker", "joiner", "--web-port", str(brokers.free_port())], environment
+    return [sys.executable, "-m", "headrace", "worker", "joiner", "--web-port", str(port)], environment
 
 
 def peer_command(module: str, broker: str, name: str, topic: str) -> tuple[list[str], dict[str, str]]:
@@ -85,7 +85,7 @@ class Arena:
         folder = self._folder / run_name
         topic = SAMPLES if name == "headrace" else run_name
         if name == "headrace":
-            command, environment = headrace_command(self._broker.address, run_name, folder)
+            command, environment = headrace_command(self._broker.address, run_name, folder, brokers.free_port())
         else:
             self._ends.create(topic)
             command, environment = peer_command({"floor": "floor", "bytewax": "bytewax_join"}[name], self._broker.address, run_name, topic)
@@ -109,7 +109,7 @@ class Arena:
             is_over = not found.missing or end == read_to or not contestant.is_alive
         if not contestant.is_alive or end == first_end:
             came = "ended by itself" if not contestant.is_alive else f"gave no sample within {TIMEOUT_S:.0f} s"
-            raise ValueError(f"{contestant.log_file.parent.name} {came}; its log ends with: {contestant.log_file.read_text()[-300:]!r}")
+            raise ValueError(f"{contestant.log_file.parent.name} {came}; its log ends with: {contestant.log_end()!r}")
         start_s = contestant.first_batch_s()
         first = next(number for number, look in enumerate(looks) if look.at_s >= start_s)
         last = next(number for number, look in enumerate(looks) if look.end == looks[-1].end)
@@ -200,6 +200,11 @@ def main(
         "window_ms": WINDOW_MS,
         "machine": machine(),
     }
+
+
+def broker_kind(named: str | None) -> str:
+    """The broker to measure on: the one that is named, else a real Kafka where there is one."""
+    return named or ("kafka" if os.environ.get("KAFKA_HOME") else "embedded")
 
 
 def has_faults(report: dict[str, Any]) -> bool:

@@ -1,21 +1,27 @@
-"""What an event costs the joiner's step and store while many items are open: a process of its own, so that its memory is only that.
+"""What an event costs the joiner's step and store while many items are open.
 
-`python -m benchmarks.open_items OPEN_ITEMS MEASURED` opens so many items on four partitions, then slides the window: every further
-exposure closes an older one, so that the number stays. Nothing is sent; what the step would send is made. Prints one JSON object.
+`python -m benchmarks.open_items OPEN_ITEMS SLIDE` opens so many items on four partitions, then slides the window: every further exposure
+closes an older one, so that the number stays. Nothing is sent; what the step would send is made. It prints one JSON object.
 """
 
 import gc
 import json
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from benchmarks.contestant import peak_mb
 from benchmarks.join_log import PARTITIONS, START_MS, WINDOW_MS, exposure_messages, reaction
+from benchmarks.joiner import machine
 from headrace.step import Record
 from headrace.store import PartitionStore
 from headrace.worker import GC_THRESHOLDS
@@ -23,6 +29,10 @@ from joiner.join import PartitionJoin
 from joiner.settings import JoinerSettings
 from schemas.topics import EXPOSURES, FEEDBACK
 
+SCOPE = "the joiner's step and store without a broker: as many items close as open"
+LEVELS = (100_000, 1_000_000, 5_000_000, 10_000_000)
+SLIDE = 400_000
+"""Exposures that slide the window; a fifth of the level where that is more, so that RocksDB has to tidy up, too."""
 BATCH = 2_500
 """Exposures a batch: what a fetch of one mebibyte brings of a partition."""
 REACTIONS = 258
@@ -75,8 +85,8 @@ def batches(first: int, end: int, open_items: int) -> Iterator[Batch]:
             )
 
 
-def measure(open_items: int, measured: int, folder: Path) -> dict[str, float]:
-    """Fill, then slide by `measured` exposures. CPU time is that of every thread, RocksDB's included, but for making the events."""
+def measure(open_items: int, slide: int, folder: Path) -> dict[str, float]:
+    """Fill, then slide by so many exposures. CPU time is that of every thread, RocksDB's included, but for making the events."""
     partitions = [Partition(number, folder) for number in range(PARTITIONS)]
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)  # as a worker runs
@@ -84,7 +94,7 @@ def measure(open_items: int, measured: int, folder: Path) -> dict[str, float]:
         partitions[number].apply(topic, records)
     held = sum(partition.open_items for partition in partitions)
     events, applying_s, started_s, cpu_s = 0, 0.0, time.thread_time(), time.process_time()
-    for number, topic, records in batches(open_items, open_items + measured, open_items):
+    for number, topic, records in batches(open_items, open_items + slide, open_items):
         events += len(records)
         before_s = time.thread_time()
         partitions[number].apply(topic, records)
@@ -101,11 +111,33 @@ def measure(open_items: int, measured: int, folder: Path) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    """See the module."""
-    with tempfile.TemporaryDirectory(prefix="headrace-open-items-") as folder:
-        print(json.dumps(measure(int(sys.argv[1]), int(sys.argv[2]), Path(folder))))
+def main(levels: Sequence[int]) -> dict[str, Any]:
+    """Every level in a process of its own: its memory is only that."""
+    progress = Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=Console(stderr=True))
+    measured = []
+    with progress:
+        task = progress.add_task("")
+        for level in levels:
+            progress.update(task, description=f"{level:,} open items")
+            command = [sys.executable, "-m", "benchmarks.open_items", str(level), str(max(SLIDE, level // 5))]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise ValueError(f"{' '.join(command[1:])} failed: {done.stderr[-300:]}")
+            measured.append(json.loads(done.stdout))
+    return {"benchmark": "open-items", "scope": SCOPE, "levels": measured, "machine": machine()}
+
+
+def show(report: dict[str, Any]) -> None:
+    """The report as a table on standard error."""
+    table = Table("open items", title=report["scope"], title_justify="left")
+    for name in ("CPU us/event", "of it RocksDB's threads", "peak MB"):
+        table.add_column(name, justify="right")
+    for level in report["levels"]:
+        cpu_us, rocksdb_us = level["cpu_us_per_event"], level["cpu_us_per_event_of_rocksdb_threads"]
+        table.add_row(f"{level['open_items']:,}", f"{cpu_us:.1f}", f"{rocksdb_us:.1f}", f"{level['peak_rss_mb']:,.0f}")
+    Console(stderr=True).print(table)
 
 
 if __name__ == "__main__":
-    main()
+    with tempfile.TemporaryDirectory(prefix="headrace-open-items-") as temporary:
+        print(json.dumps(measure(int(sys.argv[1]), int(sys.argv[2]), Path(temporary))))

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 BrokerKind = Annotated[
     str, typer.Option("--broker", help="embedded, kafka (the distribution in KAFKA_HOME), or HOST:PORT of one that runs")
 ]
+BenchBroker = Annotated[
+    Literal["embedded", "kafka"] | None,
+    typer.Option("--broker", help="by default kafka where KAFKA_HOME names a distribution, else embedded"),
+]
 JsonFile = Annotated[str | None, typer.Option("--json", metavar="FILE", help="write the report as JSON; - for standard output")]
 LogLevel = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], typer.Option("--log-level")]
 
@@ -311,20 +315,52 @@ def _now_ms() -> int:
 def bench_joiner(
     events: Annotated[int, typer.Option(min=1000, help="exposed items")] = 300_000,
     rounds: Annotated[int, typer.Option(min=1, help="alternating rounds; medians are reported")] = 3,
-    broker: Annotated[
-        Literal["embedded", "kafka"] | None, typer.Option(help="by default kafka where KAFKA_HOME names a distribution, else embedded")
-    ] = None,
+    broker: BenchBroker = None,
     json_file: JsonFile = None,
 ) -> None:
     """The joiner broker to broker, beside a bare confluent-kafka + orjson + dict loop and Bytewax. Exits with 1 where a label is wrong."""
-    from benchmarks.joiner import has_faults, main
+    from benchmarks.joiner import broker_kind, has_faults, main
     from benchmarks.joiner_table import show
 
-    report = main(events, rounds, broker or ("kafka" if os.environ.get("KAFKA_HOME") else "embedded"))
+    report = main(events, rounds, broker_kind(broker))
     show(report)
     write_json(json_file, report)
     if has_faults(report):
         raise typer.Exit(1)
+
+
+@bench_app.command(name="joiner-state")
+def bench_joiner_state(
+    items: Annotated[int, typer.Option(min=1000, help="open items")] = 5_000_000,
+    broker: BenchBroker = None,
+    json_file: JsonFile = None,
+) -> None:
+    """The joiner with millions of open items: memory, and restarts to the first output. Exits with 1 where a sample is wrong."""
+    from benchmarks.joiner import broker_kind, has_faults
+    from benchmarks.joiner_state import main, show
+
+    report = main(items, broker_kind(broker))
+    show(report)
+    write_json(json_file, report)
+    if has_faults(report):
+        raise typer.Exit(1)
+
+
+@bench_app.command(name="open-items")
+def bench_open_items(
+    levels: Annotated[list[int] | None, typer.Option("--level", min=1000, help="open items; by default 1e5, 1e6, 5e6, 1e7")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="write an SVG picture")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """What an event costs the joiner's step and store by the number of open items."""
+    from benchmarks.open_items import LEVELS, main, show
+    from benchmarks.open_items_plot import svg
+
+    report = main(sorted(levels or LEVELS))
+    show(report)
+    write_json(json_file, report)
+    if plot is not None:
+        plot.write_text(svg(report["levels"], "the joiner's step and store: CPU us an event, as many items close as open"))
 
 
 @bench_app.command(name="join")
