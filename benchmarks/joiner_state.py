@@ -107,9 +107,7 @@ class StateRun:
             if count > seen:
                 seen, seen_s = count, time.monotonic()
             if not worker.is_alive or time.monotonic() - seen_s > STALL_S:
-                raise ValueError(
-                    f"the worker opened {seen:.0f} of {self._items} items; its log ends with: {worker.log_end()!r}"
-                )
+                raise ValueError(f"the worker opened {seen:.0f} of {self._items} items; its log ends with: {worker.log_end()!r}")
             time.sleep(0.5)
 
     def _first_output_s(self, worker: Contestant) -> float:
