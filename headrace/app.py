@@ -1,6 +1,6 @@
 """Makes the Faust application of a service, and binds a stage to it."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ from headrace.producer import StreamProducer
 from headrace.settings import StreamSettings
 from headrace.stage import TICK_S, Stage
 from headrace.stall import STALL_LOOKS
-from headrace.step import MakeStep
+from headrace.step import MakeStep, Record
 from headrace.topic_ids import topic_ids
 from headrace.transport import BatchTopic
 
@@ -54,11 +54,11 @@ def create_app(name: str, settings: StreamSettings, web_port: int) -> faust.App:
     )
 
 
-def add_stage(app: faust.App, name: str, settings: StreamSettings, make_step: MakeStep, topics: Collection[str] = ()) -> Stage:
+def add_stage(app: faust.App, name: str, settings: StreamSettings, make_step: MakeStep, topics: Collection[str]) -> Stage:
     """A stage whose partitions follow the application's assignment, with an agent a topic that hands it the batches."""
     producer = StreamProducer(settings.broker)
     stage = Stage(name, settings.state_dir, make_step, producer, lambda: app.consumer, partial(topic_ids, settings.broker))
-    app.transport.owner = stage
+    app.transport.owner, app.transport.records = stage, records_of
 
     async def _on_batches(stream: Any) -> None:
         async for event in stream.events():
@@ -83,6 +83,12 @@ def add_stage(app: faust.App, name: str, settings: StreamSettings, make_step: Ma
         await producer.stop()
 
     return stage
+
+
+def records_of(parsed: Iterable[Any]) -> list[Record]:
+    """The records of a batch. A NamedTuple's own constructor is Python: this one takes half the time."""
+    make = tuple.__new__
+    return [make(Record, (record.offset, record.timestamp, record.value or b"")) for record in parsed]
 
 
 def add_metrics_page(app: faust.App, metrics: StageMetrics) -> None:

@@ -6,8 +6,8 @@ last answered.
 
 import asyncio
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 from aiokafka import TopicPartition
 from aiokafka.consumer.fetcher import READ_COMMITTED, FetchResult, PartitionRecords
@@ -21,12 +21,20 @@ FETCH_MAX_WAIT_MS = 100
 """How long the broker may hold a fetch back that finds nothing. aiokafka has one fetch under way a broker, and only of partitions
 that it has no records of: one that asks for none but silent partitions keeps all others waiting. Faust's 1500 ms cost 40 % of the
 joiner's time in a backlog."""
-Taken = list[tuple[TP, int, list[Any]]]
-"""Of each partition: the generation in which its records were taken, and the records."""
 
 
-FETCH_MAX_WAIT_MS = 500
-"""How long a broker may keep an empty answer back (Faust says 1500). A partition that is released waits for it: one fetch at a time."""
+class Taken(NamedTuple):
+    """What was fetched of a partition: records below `next_offset`, taken while the group was in its `generation`."""
+
+    tp: TP
+    generation: int
+    records: list[Any]
+    next_offset: int
+    newest_ms: int | None
+
+
+Records = Callable[[Iterable[Any]], list[Any]]
+"""Makes what the application wants of the records of a batch, as aiokafka's C code parses them: offset, timestamp, key, value, headers."""
 
 
 class GroupMember(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
@@ -76,12 +84,12 @@ class GroupMember(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         for waiter in fetcher._fetch_waiters:
             fetcher._notify(waiter)
 
-    async def take(self, timeout_s: float) -> Taken:
+    async def take(self, timeout_s: float) -> list[Taken]:
         """What was fetched of the partitions that the consumer wants, all of it; waits where there is nothing."""
-        taken: Taken = await self.call_thread(self._take, timeout_s)
+        taken: list[Taken] = await self.call_thread(self._take, timeout_s)
         return taken
 
-    async def _take(self, timeout_s: float) -> Taken:
+    async def _take(self, timeout_s: float) -> list[Taken]:
         consumer = self._ensure_consumer()
         fetcher, deadline_s = consumer._fetcher, time.monotonic() + timeout_s
         with fetcher._subscriptions.fetch_context():  # else the group takes this member for idle
@@ -100,10 +108,10 @@ class GroupMember(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
                     waiter.cancel()
         return []
 
-    def _take_fetched(self, fetcher: Any) -> Taken:
+    def _take_fetched(self, fetcher: Any) -> list[Taken]:
         if fetcher._subscriptions.reassignment_in_progress:
             return []
-        taken: Taken = []
+        taken: list[Taken] = []
         for key in list(fetcher._records):
             tp = TP(key.topic, key.partition)
             if not self.consumer.wants(tp):
@@ -116,10 +124,10 @@ class GroupMember(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
             if type(fetched) is not FetchResult:
                 fetched.check_raise()
             elif fetched.check_assignment(key):
-                records, next_offset = unpack(fetched._partition_records)
+                records, next_offset, newest_ms = unpack(fetched._partition_records, self.consumer.records)
                 fetched._assignment.state_value(key).consumed_to(next_offset)
                 if records:
-                    taken.append((tp, self.app.consumer_generation_id, records))
+                    taken.append(Taken(tp, self.app.consumer_generation_id, records, next_offset, newest_ms))
         return taken
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
@@ -140,12 +148,16 @@ class GroupMember(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         return True
 
 
-def unpack(part: PartitionRecords) -> tuple[list[Any], int]:
-    """The records of one fetched partition, and the offset behind them: aiokafka's own loop without its object a record."""
+def unpack(part: PartitionRecords, make: Records = list) -> tuple[list[Any], int, int | None]:
+    """The records of one fetched partition, the offset behind them, and the last batch's newest time (ms).
+
+    It is aiokafka's own loop without its object a record.
+    """
     if part._isolation_level == READ_COMMITTED:
-        return list(part), part.next_fetch_offset
-    records: list[Any] = []
-    offset = part.next_fetch_offset
+        records = list(part)
+        return make(records), part.next_fetch_offset, records[-1].timestamp if records else None
+    made: list[Any] = []
+    offset, newest_ms = part.next_fetch_offset, None
     while part._records.has_next():
         batch = part._records.next_batch()
         if part._check_crcs and not batch.validate_crc():
@@ -153,6 +165,7 @@ def unpack(part: PartitionRecords) -> tuple[list[Any], int]:
         if not batch.is_control_batch:
             # A fetch brings the batch in which the offset lies, from its beginning. (Batches of Kafka 0.10 do not say where they begin.)
             is_cut = getattr(batch, "base_offset", -1) < offset
-            records += [record for record in batch if record.offset >= offset] if is_cut else batch
+            made += make(record for record in batch if record.offset >= offset) if is_cut else make(batch)
+            newest_ms = getattr(batch, "max_timestamp", None)
         offset = max(offset, batch.next_offset)
-    return records, offset
+    return made, offset, newest_ms

@@ -14,6 +14,7 @@ class StreamProducer:
     def __init__(self, broker: str) -> None:
         self._broker = broker
         self._producer: AIOKafkaProducer | None = None
+        self._connecting = asyncio.Lock()
 
     async def send(self, partition: int, messages: Sequence[tuple[str, bytes | None, bytes]]) -> None:
         """Send (topic, key, value) messages and return when all are acknowledged. Raises KafkaError where one is not."""
@@ -22,12 +23,18 @@ class StreamProducer:
         await asyncio.gather(*acknowledgements)
 
     async def _connect(self) -> AIOKafkaProducer:
-        producer = AIOKafkaProducer(
-            bootstrap_servers=self._broker, acks="all", max_request_size=MAX_EVENT_BYTES, max_batch_size=1 << 20, request_timeout_ms=20_000
-        )
-        await producer.start()
-        self._producer = producer
-        return producer
+        async with self._connecting:
+            if self._producer is None:
+                producer = AIOKafkaProducer(
+                    bootstrap_servers=self._broker,
+                    acks="all",
+                    max_request_size=MAX_EVENT_BYTES,
+                    max_batch_size=1 << 20,
+                    request_timeout_ms=20_000,
+                )
+                await producer.start()
+                self._producer = producer
+            return self._producer
 
     async def stop(self) -> None:
         """Disconnect."""

@@ -27,7 +27,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
-from headrace.group_member import GroupMember
+from headrace.group_member import GroupMember, Records, Taken
 
 
 class Owner(Protocol):
@@ -43,7 +43,7 @@ class Owner(Protocol):
 
 
 class BatchMessage(ConsumerMessage):  # type: ignore[misc]
-    """A message whose value is a list of records; its offset is the last record's."""
+    """A message whose value is a list of records; the offset behind it is the next that will be fetched."""
 
     __slots__ = ()
 
@@ -60,6 +60,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     """Faust's Kafka consumer, delivering a batch where it would deliver a record."""
 
     owner: Owner | None = None
+    records: Records = list
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -115,29 +116,37 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         """
         if not self.flow_active:
             await self.wait(self.can_resume_flow)
-        for tp, generation, records in await self._thread.take(timeout):
-            if not self.flow_active or self.should_stop or generation != self.generation:
+        for taken in await self._thread.take(timeout):
+            if not self.flow_active or self.should_stop or taken.generation != self.generation:
                 return
-            self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
-            yield tp, self._batch_message(tp, records, generation)
+            self.app.monitor.track_tp_end_offset(taken.tp, self.highwater(taken.tp))
+            yield taken.tp, self._batch_message(taken)
 
-    def _batch_message(self, tp: TP, records: list[Any], generation: int) -> BatchMessage:
-        last = records[-1]
+    def _batch_message(self, taken: Taken) -> BatchMessage:
         message = BatchMessage(
-            tp.topic,
-            tp.partition,
-            last.offset,
-            last.timestamp / 1000.0,
-            last.timestamp_type,
+            taken.tp.topic,
+            taken.tp.partition,
+            taken.next_offset - 1,
+            None if taken.newest_ms is None else taken.newest_ms / 1000,
+            None,
             [],
             None,
-            records,
+            taken.records,
             None,
-            tp=tp,
-            generation_id=generation,
+            tp=taken.tp,
+            generation_id=taken.generation,
         )
-        self._undone[tp].append(message)
+        self._forget_done(taken.tp)
+        self._undone[taken.tp].append(message)
         return message
+
+    def _forget_done(self, tp: TP) -> None:
+        """Let go of the acknowledged batches at the front, with their memory; without an owner, what is behind them may be committed."""
+        undone = self._undone[tp]
+        while undone and undone[0].acked:
+            offset = undone.popleft().offset + 1
+            if self.owner is None:
+                self._commit_at[tp] = offset
 
     def resume_flow(self) -> None:
         """Let records be taken."""
@@ -153,11 +162,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         return [tp for tp in {*self._undone, *self._commit_at} if topics is None or tp in topics or tp.topic in topics]
 
     def _new_offset(self, tp: TP) -> int | None:
-        undone = self._undone[tp]
-        while undone and undone[0].acked:
-            offset = undone.popleft().offset + 1
-            if self.owner is None:
-                self._commit_at[tp] = offset
+        self._forget_done(tp)
         self._acked.pop(tp, None)
         self._acked_index.pop(tp, None)
         return self._commit_at.get(tp)
@@ -204,10 +209,12 @@ class Transport(driver.Transport):  # type: ignore[misc]
 
     Consumer = BatchConsumer
     owner: Owner | None = None
+    records: Records = list
+    """What a batch is made of; called in the consumer's thread. Fewer and smaller objects a record are less work for the collector."""
 
     def create_consumer(self, callback: Any, **kwargs: Any) -> BatchConsumer:
         consumer: BatchConsumer = super().create_consumer(callback, **kwargs)
-        consumer.owner = self.owner
+        consumer.owner, consumer.records = self.owner, self.records
         return consumer
 
 

@@ -1,6 +1,4 @@
-"""The joiner's agents: exposures and feedback in, samples out."""
-
-from typing import Any
+"""The joiner's application: exposures and feedback in, samples out."""
 
 import faust
 
@@ -21,16 +19,5 @@ def create(stream_settings: StreamSettings, settings: JoinerSettings, web_port: 
     def join(partition: int, stored: StoredRows) -> PartitionJoin:
         return PartitionJoin(settings, partition, stored, formats)
 
-    stage = add_stage(app, "joiner", stream_settings, join)
-
-    @app.agent(app.topic(EXPOSURES))
-    async def on_exposures(stream: Any) -> None:
-        async for event in stream.events():
-            await stage.on_batch(event)
-
-    @app.agent(app.topic(FEEDBACK))
-    async def on_feedback(stream: Any) -> None:
-        async for event in stream.events():
-            await stage.on_batch(event)
-
+    add_stage(app, "joiner", stream_settings, join, [EXPOSURES, FEEDBACK])
     return app

@@ -12,14 +12,14 @@ import faust
 from faust.types import TP
 
 from headrace import __version__
-from headrace.app import add_metrics_page, create_app
+from headrace.app import add_metrics_page, create_app, records_of
 from headrace.metrics import StageMetrics
 from headrace.policy_settings import PolicySettings
 from headrace.producer import StreamProducer
 from headrace.settings import ConfigError, StreamSettings
 from headrace.stage import stop_at_once
 from headrace.stall import STALL_LOOKS, StallWatch
-from headrace.step import Count
+from headrace.step import Count, Record
 from headrace.topic_ids import topic_ids
 from schemas.codec import WrongBatchError, decode_batch, encode_json
 from schemas.dead_letter import DeadLetter
@@ -75,15 +75,15 @@ class Training:
                 for record in event.value:
                     if tp.partition in self._assigned and record.offset >= self.worker.offsets.get(tp.partition, 0):
                         await self._learn(tp.partition, record)
-                self._lag_s[tp.partition] = max(0.0, time.time() - event.value[-1].timestamp / 1000)
+                self._lag_s[tp.partition] = max(0.0, time.time() - event.value[-1].arrival_ms / 1000)
             except Exception as error:
                 stop_at_once(error)
 
-    async def _learn(self, partition: int, record: Any) -> None:
+    async def _learn(self, partition: int, record: Record) -> None:
         try:
-            batch, _ = decode_batch(record.value or b"", TRANSITIONS)
+            batch, _ = decode_batch(record.value, TRANSITIONS)
         except WrongBatchError as error:
-            letters = [self.worker.refuse(partition, record.offset, len(record.value or b""), str(error), _now_ms())]
+            letters = [self.worker.refuse(partition, record.offset, len(record.value), str(error), _now_ms())]
         else:
             letters = (await asyncio.to_thread(self.worker.learn, partition, record.offset + 1, batch, _now_ms())).dead_letters
         await self._publish(partition, letters)
@@ -135,7 +135,7 @@ def create(stream_settings: StreamSettings, settings: TrainerSettings, policy: P
     producer = StreamProducer(stream_settings.broker)
     worker = Worker(settings, policy, stream_settings.state_dir, __version__, settings.seed)
     training = Training(app, worker, producer, partial(topic_ids, stream_settings.broker))
-    app.transport.owner = training
+    app.transport.owner, app.transport.records = training, records_of
     add_metrics_page(app, training.metrics)
 
     @app.agent(app.topic(TRANSITIONS))

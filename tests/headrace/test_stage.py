@@ -129,9 +129,25 @@ def start(world: World, folder: Path, now_s: float = 5.0, make_step: type[Double
     )  # type: ignore[arg-type]
 
 
-def batch(*values: bytes, first: int = 0, generation: int = 1) -> Any:
-    records = [SimpleNamespace(offset=first + place, timestamp=4_000, value=value) for place, value in enumerate(values)]
-    return SimpleNamespace(message=SimpleNamespace(tp=TP0, generation_id=generation), value=records)
+async def deliver(stage: Stage, event: Any) -> None:
+    """A batch, until its outcome is stored."""
+    await stage.on_batch(event)
+    await settle(stage)
+
+
+async def tick(stage: Stage) -> None:
+    await stage.on_tick()
+    await settle(stage)
+
+
+async def settle(stage: Stage) -> None:
+    for partition in list(stage.partitions.values()):
+        await partition.settled()
+
+
+def batch(*values: bytes, first: int = 0, generation: int = 1, tp: TP = TP0) -> Any:
+    records = [Record(first + place, 4_000, value) for place, value in enumerate(values)]
+    return SimpleNamespace(message=SimpleNamespace(tp=tp, generation_id=generation), value=records)
 
 
 async def test_a_batch_is_sent_stored_and_committed_up_to_what_is_still_needed(tmp_path: Path) -> None:
@@ -139,7 +155,7 @@ async def test_a_batch_is_sent_stored_and_committed_up_to_what_is_still_needed(t
     stage = start(world, tmp_path)
 
     assert await stage.on_assigned({TP0: None}) == {}
-    await stage.on_batch(batch(b"a", b"b", b"c"))
+    await deliver(stage, batch(b"a", b"b", b"c"))
 
     assert world.sent == [("out", b"aa"), ("out", b"bb"), ("out", b"cc")]
     assert world.committed == {TP0: 1}
@@ -154,17 +170,17 @@ async def test_a_crash_at_any_step_ends_in_the_state_of_a_run_without_one(tmp_pa
     world = World()
     stage = start(world, tmp_path)
     await stage.on_assigned({TP0: None})
-    await stage.on_batch(batch(b"a"))
+    await deliver(stage, batch(b"a"))
     world.crash_at = crash_at
     with pytest.raises(Crash):
-        await stage.on_batch(batch(b"b", b"c", first=1))
+        await deliver(stage, batch(b"b", b"c", first=1))
     stage.close()  # the operating system takes a dead process's locks
     world.crash_at = ""
 
     stage = start(world, tmp_path)
     position = (await stage.on_assigned({TP0: world.committed.get(TP0)})).get(TP0, 0)
     log = [b"a", b"b", b"c"]
-    await stage.on_batch(batch(*log[min(position, 2) :], first=min(position, 2)))
+    await deliver(stage, batch(*log[min(position, 2) :], first=min(position, 2)))
 
     step = stage.partitions[0].step
     assert isinstance(step, Doubler)
@@ -177,9 +193,9 @@ async def test_a_crash_at_any_step_ends_in_the_state_of_a_run_without_one(tmp_pa
 async def test_records_that_the_state_covers_are_not_applied_again(tmp_path: Path) -> None:
     stage = start(World(), tmp_path)
     await stage.on_assigned({TP0: None})
-    await stage.on_batch(batch(b"a", b"b"))
+    await deliver(stage, batch(b"a", b"b"))
 
-    await stage.on_batch(batch(b"a", b"b", b"c"))
+    await deliver(stage, batch(b"a", b"b", b"c"))
 
     assert stage.looks()[0][1]["values"] == 3.0
     stage.close()
@@ -195,7 +211,7 @@ async def test_without_its_disk_a_worker_begins_at_the_committed_offset(tmp_path
 async def test_state_that_another_worker_has_overtaken_is_rebuilt(tmp_path: Path) -> None:
     stage = start(World(), tmp_path)
     await stage.on_assigned({TP0: None})
-    await stage.on_batch(batch(b"a", b"b"))
+    await deliver(stage, batch(b"a", b"b"))
     stage.close()
 
     stage = start(World(), tmp_path)
@@ -209,7 +225,7 @@ async def test_a_partition_that_comes_back_keeps_its_open_state_and_one_that_doe
     stage = start(World(), tmp_path)
     other = TP(TOPIC, 1)
     await stage.on_assigned({TP0: None, other: None})
-    await stage.on_batch(batch(b"a"))
+    await deliver(stage, batch(b"a"))
     step = stage.partitions[0].step
 
     assert await stage.on_assigned({TP0: 0}) == {TP0: 1}
@@ -223,14 +239,14 @@ async def test_a_hole_in_front_of_a_batch_is_read_again_once(tmp_path: Path) -> 
     world = World()
     stage = start(world, tmp_path)
     await stage.on_assigned({TP0: None})
-    await stage.on_batch(batch(b"a"))
+    await deliver(stage, batch(b"a"))
 
-    await stage.on_batch(batch(b"d", first=3))
-    await stage.on_batch(batch(b"e", first=4))
+    await deliver(stage, batch(b"d", first=3))
+    await deliver(stage, batch(b"e", first=4))
     assert world.sought == [(TP0, 1), (TP0, 1)]
     assert stage.looks()[0][1]["values"] == 1.0
 
-    await stage.on_batch(batch(b"d", b"e", first=3))
+    await deliver(stage, batch(b"d", b"e", first=3))
     assert stage.looks()[0][1]["values"] == 3.0
     assert len(world.sought) == 2
     stage.close()
@@ -240,11 +256,11 @@ async def test_a_hole_that_grows_while_it_is_read_again_is_passed_over_in_the_en
     world = World()
     stage = start(world, tmp_path)
     await stage.on_assigned({TP0: None})
-    await stage.on_batch(batch(b"a"))
+    await deliver(stage, batch(b"a"))
 
-    await stage.on_batch(batch(b"d", b"e", first=3))
-    await stage.on_batch(batch(b"e", first=4))  # retention took one more
-    await stage.on_batch(batch(b"e", b"f", first=4))
+    await deliver(stage, batch(b"d", b"e", first=3))
+    await deliver(stage, batch(b"e", first=4))  # retention took one more
+    await deliver(stage, batch(b"e", b"f", first=4))
 
     assert stage.looks()[0][1]["values"] == 3.0
     assert stage.partitions[0].store.offsets == {TOPIC: 6}
@@ -256,7 +272,7 @@ async def test_state_of_a_topic_that_was_created_anew_is_refused(tmp_path: Path,
     world.topic_ids = {TOPIC: "first"}
     stage = start(world, tmp_path)
     await stage.on_assigned({TP0: None})
-    await stage.on_batch(batch(b"a"))
+    await deliver(stage, batch(b"a"))
     assert await stage.on_assigned({TP0: None}) == {TP0: 1}
     stage.close()
 
@@ -281,7 +297,7 @@ async def test_a_topic_is_silent_only_where_the_broker_said_lately_that_it_is_re
     await stage.on_assigned({TP0: None})
     world.caught_up_s = caught_up_at_s
 
-    await stage.on_tick()
+    await tick(stage)
 
     step = stage.partitions[0].step
     assert isinstance(step, Doubler)
@@ -301,7 +317,7 @@ async def test_a_partition_without_life_ends_the_process_and_one_with_some_does_
         await stage.on_watch()
     for place in range(6):  # records wait, and some are applied
         world.caught_up_s = None
-        await stage.on_batch(batch(b"a", first=place))
+        await deliver(stage, batch(b"a", first=place))
         await stage.on_watch()
 
     for _ in range(3):
@@ -320,7 +336,7 @@ async def test_refused_records_are_dead_letters_and_the_stream_goes_on(tmp_path:
     stage = start(world, tmp_path)
     await stage.on_assigned({TP0: None})
 
-    await stage.on_batch(batch(b"a", b"bad", b"c"))
+    await deliver(stage, batch(b"a", b"bad", b"c"))
 
     assert [topic for topic, _ in world.sent] == ["out", "out", DEAD_LETTERS]
     assert b'"source_offset":1' in world.sent[-1][1]
@@ -332,7 +348,7 @@ async def test_time_passes_on_every_partition(tmp_path: Path) -> None:
     stage = start(world, tmp_path, now_s=7.0)
     await stage.on_assigned({TP0: None})
 
-    await stage.on_tick()
+    await tick(stage)
 
     assert world.sent == [("out", b"tick 7000")]
     stage.close()
@@ -345,25 +361,25 @@ async def test_a_topic_that_a_step_does_not_want_is_held_and_what_is_on_its_way_
     step = stage.partitions[0].step
     assert isinstance(step, Sated)
 
-    await stage.on_batch(batch(b"a", b"full"))
-    await stage.on_batch(batch(b"b", first=2))
-    await stage.on_batch(batch(b"c", b"full", first=3))
-    await stage.on_batch(batch(b"d", first=5))
-    await stage.on_tick()
+    await deliver(stage, batch(b"a", b"full"))
+    await deliver(stage, batch(b"b", first=2))
+    await deliver(stage, batch(b"c", b"full", first=3))
+    await deliver(stage, batch(b"d", first=5))
+    await tick(stage)
     assert world.held == {TP0}
     assert step.values == [b"a", b"full"]
     assert step.unread == [TOPIC]
     assert stage.partitions[0].store.offsets == {TOPIC: 2}
 
     step.too_much = ()
-    await stage.on_tick()  # it wants two of the three, then is full again
+    await tick(stage)  # it wants two of the three, then is full again
     assert world.held == {TP0}
     assert step.values == [b"a", b"full", b"b", b"c", b"full"]
 
     step.too_much = ()
-    await stage.on_tick()
+    await tick(stage)
     assert world.held == set()
-    await stage.on_batch(batch(b"e", first=6))
+    await deliver(stage, batch(b"e", first=6))
     assert step.values == [b"a", b"full", b"b", b"c", b"full", b"d", b"e"]
     assert world.sought == []
     stage.close()
@@ -373,8 +389,8 @@ async def test_what_waits_of_a_paused_topic_is_read_again_after_a_new_assignment
     world = World()
     stage = start(world, tmp_path, make_step=Sated)
     await stage.on_assigned({TP0: None})
-    await stage.on_batch(batch(b"full"))
-    await stage.on_batch(batch(b"b", first=1))
+    await deliver(stage, batch(b"full"))
+    await deliver(stage, batch(b"b", first=1))
 
     world.held.clear()  # as an assignment does
     assert await stage.on_assigned({TP0: None}) == {TP0: 1}
@@ -383,9 +399,9 @@ async def test_what_waits_of_a_paused_topic_is_read_again_after_a_new_assignment
     assert isinstance(step, Sated)
     assert world.held == {TP0}
     step.too_much = ()
-    await stage.on_tick()
+    await tick(stage)
     assert step.values == [b"full"]
-    await stage.on_batch(batch(b"b", first=1))
+    await deliver(stage, batch(b"b", first=1))
     assert step.values == [b"full", b"b"]
     stage.close()
 
@@ -395,14 +411,14 @@ async def test_a_paused_partition_is_not_taken_for_a_stalled_one(tmp_path: Path,
     world = World()
     stage = start(world, tmp_path, make_step=Sated)
     await stage.on_assigned({TP0: None})
-    await stage.on_batch(batch(b"full"))
+    await deliver(stage, batch(b"full"))
     for _ in range(6):
         await stage.on_watch()
 
     step = stage.partitions[0].step
     assert isinstance(step, Sated)
     step.too_much = ()
-    await stage.on_tick()
+    await tick(stage)
     with pytest.raises(ConfigError, match="stalled"):
         for _ in range(6):
             await stage.on_watch()
@@ -413,18 +429,18 @@ async def test_a_worker_that_the_group_has_not_heard_applies_and_sends_nothing_u
     world = World()
     stage = start(world, tmp_path, now_s=7.0)
     await stage.on_assigned({TP0: None})
-    await stage.on_batch(batch(b"a"))
+    await deliver(stage, batch(b"a"))
 
     world.member = False  # frozen, or cut off: another worker may have the partition
-    await stage.on_batch(batch(b"b", first=1))
-    await stage.on_batch(batch(b"c", first=2))
-    await stage.on_tick()
+    await deliver(stage, batch(b"b", first=1))
+    await deliver(stage, batch(b"c", first=2))
+    await tick(stage)
     assert world.sent == [("out", b"aa")]
     assert world.held == {TP0}
     assert stage.partitions[0].store.offsets == {TOPIC: 1}
 
     world.member = True
-    await stage.on_tick()
+    await tick(stage)
     assert world.sent == [("out", b"aa"), ("out", b"bb"), ("out", b"cc"), ("out", b"tick 7000")]
     assert world.held == set()
     stage.close()
@@ -436,7 +452,7 @@ async def test_a_worker_that_is_cut_off_for_long_is_stalled(tmp_path: Path, monk
     stage = start(world, tmp_path)
     await stage.on_assigned({TP0: None})
     world.member = False
-    await stage.on_tick()
+    await tick(stage)
     with pytest.raises(ConfigError, match="stalled"):
         for _ in range(6):
             await stage.on_watch()
@@ -447,18 +463,18 @@ async def test_nothing_is_applied_while_the_group_rebalances(tmp_path: Path) -> 
     world = World()
     stage = start(world, tmp_path, now_s=7.0)
     await stage.on_assigned({TP0: None})
-    await stage.on_batch(batch(b"a"))
+    await deliver(stage, batch(b"a"))
 
     await stage.on_revoked()
-    await stage.on_batch(batch(b"b", first=1))
-    await stage.on_tick()
+    await deliver(stage, batch(b"b", first=1))
+    await tick(stage)
     assert world.sent == [("out", b"aa")]
 
     world.generation = 2
     assert await stage.on_assigned({TP0: None}) == {TP0: 1}
-    await stage.on_batch(batch(b"b", first=1))  # of the generation before: it waited for its turn
+    await deliver(stage, batch(b"b", first=1))  # of the generation before: it waited for its turn
     assert world.sent == [("out", b"aa")]
-    await stage.on_batch(batch(b"b", first=1, generation=2))
+    await deliver(stage, batch(b"b", first=1, generation=2))
     assert world.sent == [("out", b"aa"), ("out", b"bb")]
     stage.close()
 
@@ -468,10 +484,10 @@ async def test_a_revoke_waits_for_the_batch_in_hand(tmp_path: Path) -> None:
     stage = start(world, tmp_path)
     await stage.on_assigned({TP0: None})
     world.acknowledge = asyncio.Event()
-    in_hand = asyncio.create_task(stage.on_batch(batch(b"a")))
+    in_hand = asyncio.create_task(deliver(stage, batch(b"a")))
     await asyncio.sleep(0)
     revoked = asyncio.create_task(stage.on_revoked())
-    queued = asyncio.create_task(stage.on_batch(batch(b"b", first=1)))
+    queued = asyncio.create_task(deliver(stage, batch(b"b", first=1)))
     await asyncio.sleep(0)
     assert not revoked.done()
 
@@ -492,7 +508,7 @@ async def test_an_assignment_that_is_revoked_before_it_is_open_owns_nothing(tmp_
     await stage.on_revoked()
     await assigned
 
-    await stage.on_batch(batch(b"a"))
+    await deliver(stage, batch(b"a"))
     assert world.sent == []
     stage.close()
 
@@ -502,7 +518,7 @@ async def test_a_record_lost_before_the_first_batch_of_a_committed_offset_is_rea
     stage = start(world, tmp_path)
     await stage.on_assigned({TP0: 2})
 
-    await stage.on_batch(batch(b"e", first=4))
+    await deliver(stage, batch(b"e", first=4))
     assert (world.sought, world.sent) == ([(TP0, 2)], [])
     stage.close()
 
@@ -517,3 +533,66 @@ async def test_the_last_partition_that_goes_is_closed(tmp_path: Path) -> None:
     other = start(World(), tmp_path)
     await other.on_assigned({TP0: None})  # the folder is free for another worker
     other.close()
+
+
+async def test_while_a_batch_is_acknowledged_other_partitions_go_on_and_its_own_waits(tmp_path: Path) -> None:
+    world = World()
+    stage = start(world, tmp_path)
+    other = TP(TOPIC, 1)
+    await stage.on_assigned({TP0: None, other: None})
+    world.acknowledge = asyncio.Event()
+
+    await stage.on_batch(batch(b"a"))
+    await stage.on_batch(batch(b"b", tp=other))
+    waits = asyncio.create_task(stage.on_batch(batch(b"c", first=1)))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert world.sent == [("out", b"aa"), ("out", b"bb")]
+    assert stage.partitions[0].store.offsets == {}
+    assert not waits.done()
+
+    world.acknowledge.set()
+    await waits
+    await settle(stage)
+    assert world.sent[2:] == [("out", b"cc")]
+    assert stage.partitions[0].store.offsets == {TOPIC: 2}
+    assert stage.partitions[1].store.offsets == {TOPIC: 1}
+    stage.close()
+
+
+async def test_a_stop_waits_for_what_is_in_hand(tmp_path: Path) -> None:
+    world = World()
+    stage = start(world, tmp_path)
+    await stage.on_assigned({TP0: None})
+    world.acknowledge = asyncio.Event()
+    await stage.on_batch(batch(b"a"))
+    stopped = asyncio.create_task(stage.stop())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not stopped.done()
+
+    world.acknowledge.set()
+    await stopped
+    again = start(World(), tmp_path)
+    assert await again.on_assigned({TP0: None}) == {TP0: 1}
+    again.close()
+
+
+async def test_an_outcome_that_cannot_be_sent_ends_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors: list[BaseException] = []
+    monkeypatch.setattr("headrace.stage.stop_at_once", errors.append)
+    world = World()
+    stage = start(world, tmp_path)
+    await stage.on_assigned({TP0: None})
+    world.acknowledge = asyncio.Event()
+    monkeypatch.setattr(world, "acknowledge", SimpleNamespace(wait=refuse))
+
+    await deliver(stage, batch(b"a"))
+
+    assert [str(error) for error in errors] == ["no broker"]
+    assert stage.partitions[0].store.offsets == {}
+    stage.close()
+
+
+async def refuse() -> None:
+    raise OSError("no broker")

@@ -1,5 +1,6 @@
 """Joiner and experience collector, each on two workers that die, freeze, wake and lose their disks at random: without a broker."""
 
+import asyncio
 import random
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ from faust.types import TP
 from experience.sessions import PartitionSessions
 from experience.settings import ExperienceSettings
 from headrace.stage import Stage
-from headrace.step import MakeStep
+from headrace.step import MakeStep, Record
 from joiner.join import PartitionJoin
 from joiner.settings import JoinerSettings
 from schemas.topics import EXPOSURES, FEEDBACK, SAMPLES, TRANSITIONS
@@ -61,7 +62,11 @@ class Worker:
         committed: dict[TP, int | None] = {TP(topic, 0): self.log.committed[self.service].get(TP(topic, 0)) for topic in self.inputs}
         self.commits.clear()
         self.positions = {tp: offset or 0 for tp, offset in committed.items()}
-        self.positions.update(await self.stage.on_assigned(committed))
+        try:
+            self.positions.update(await self.stage.on_assigned(committed))
+        except Crash:  # what it had in hand when it froze
+            await self.die(lose_disk=False)
+            await self.take_over()
 
     async def read(self, topic: str, most: int) -> bool:
         """Read a few records of a topic; whether there were any."""
@@ -70,14 +75,21 @@ class Worker:
         values = self.log.topics[topic][start : start + most]
         if values:
             self.positions[tp] = start + len(values)
-            records = [SimpleNamespace(offset=start + place, timestamp=0, value=value) for place, value in enumerate(values)]
+            records = [Record(start + place, 0, value) for place, value in enumerate(values)]
             await self.stage.on_batch(SimpleNamespace(message=SimpleNamespace(tp=tp, generation_id=1), value=records))
+            if self.rng.random() < 0.5:
+                await self.settle()
         return bool(values)
+
+    async def settle(self) -> None:
+        for partition in list(self.stage.partitions.values()):
+            await partition.settled()
 
     async def step(self, most: int) -> None:
         try:
             await self.read(self.rng.choice(self.inputs), self.rng.randrange(1, most + 1))
             await self.stage.on_tick()
+            await self.settle()
         except Crash:
             await self.die(lose_disk=False)
             await self.take_over()
@@ -86,6 +98,10 @@ class Worker:
         self.log.committed[self.service].update(self.commits)
 
     async def die(self, lose_disk: bool) -> None:
+        for partition in self.stage.partitions.values():
+            if partition.in_hand is not None:
+                partition.in_hand.cancel()  # before it is sent, or after, or stored already
+                await asyncio.gather(partition.in_hand, return_exceptions=True)
         self.stage.close()
         if lose_disk:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -95,11 +111,15 @@ class Worker:
     # What a stage asks of its consumer and its producer.
 
     async def send(self, partition: int, messages: list[tuple[str, bytes | None, bytes]]) -> None:
+        for _ in range(self.rng.randrange(3)):
+            await asyncio.sleep(0)
         if self.crash_at == "send":
             raise Crash
         for topic, _, value in messages:
             if topic in self.log.topics:
                 self.log.topics[topic].append(value)
+        for _ in range(self.rng.randrange(3)):
+            await asyncio.sleep(0)
         if self.crash_at == "store":
             raise Crash
 
@@ -149,10 +169,12 @@ class Stages:
             await self.worker.step(most=40)
 
     async def finish(self) -> None:
-        self.worker.crash_at = ""
+        await self.worker.die(lose_disk=False)
+        await self.take_over()
         while any([await self.worker.read(topic, 500) for topic in self.worker.inputs]):
-            pass
+            await self.worker.settle()
         for worker in (self.worker, self.other):
+            await worker.die(lose_disk=False)
             worker.stage.close()
 
 

@@ -11,6 +11,8 @@ from aiokafka.protocol.group import HeartbeatRequest
 from faust.types import TP
 from reader import PARTITIONS, Reader, committed, fill, new_topic, until
 
+from headrace.group_member import Taken
+
 
 class Begin:
     """An owner that begins where it is told, and remembers what it was told."""
@@ -335,11 +337,11 @@ async def test_what_was_taken_before_a_rebalance_is_not_delivered_after_it(
         await until(reader.numbers, "an assignment")
         take, taken_before = reader.app.consumer._thread.take, []
 
-        async def take_late(timeout_s: float) -> list[tuple[TP, int, list[object]]]:
+        async def take_late(timeout_s: float) -> list[Taken]:
             taken = await take(timeout_s)
             if taken and not taken_before:
                 taken_before.extend(taken)
-                return [(tp, generation - 1, records) for tp, generation, records in taken]
+                return [each._replace(generation=each.generation - 1) for each in taken]
             return list(taken)
 
         monkeypatch.setattr(reader.app.consumer._thread, "take", take_late)

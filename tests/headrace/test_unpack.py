@@ -36,7 +36,7 @@ def fetched(value: bytes, fetch_offset: int, check_crcs: bool = True, isolation:
 
 
 def read(value: bytes, fetch_offset: int, isolation: int = READ_UNCOMMITTED) -> tuple[list[tuple[int, bytes]], int]:
-    records, next_offset = unpack(fetched(value, fetch_offset, check_crcs=False, isolation=isolation))
+    records, next_offset, _ = unpack(fetched(value, fetch_offset, check_crcs=False, isolation=isolation))
     return [(record.offset, record.value) for record in records], next_offset
 
 
@@ -47,8 +47,12 @@ def test_batches_follow_each_other(compression: int) -> None:
 
 
 def test_a_record_has_what_the_producer_gave_it() -> None:
-    records, _ = unpack(fetched(batch(5, b"a"), 5))
-    assert [(r.offset, r.timestamp, r.key, r.value, r.headers) for r in records] == [(5, 1000, b"key", b"a", [("header", b"h")])]
+    records, _, newest_ms = unpack(fetched(batch(5, b"a", b"b"), 5))
+    assert [(r.offset, r.timestamp, r.key, r.value, r.headers) for r in records] == [
+        (5, 1000, b"key", b"a", [("header", b"h")]),
+        (6, 1001, b"key", b"b", [("header", b"h")]),
+    ]
+    assert newest_ms == 1001
 
 
 def test_a_batch_in_which_the_offset_lies_is_cut() -> None:
@@ -85,3 +89,8 @@ def test_a_batch_that_was_damaged_on_its_way_is_refused() -> None:
     damaged[-6] ^= 1
     with pytest.raises(CorruptRecordException):
         unpack(fetched(bytes(damaged), 5))
+
+
+def test_records_are_what_the_application_makes_of_them() -> None:
+    made, _, _ = unpack(fetched(batch(5, b"a", b"b") + batch(7, b"c"), 6), lambda records: [record.value for record in records])
+    assert made == [b"b", b"c"]

@@ -10,6 +10,7 @@ from faust.types import TP
 from transition_log import batches, policy_settings, small_settings
 
 from headrace.settings import ConfigError
+from headrace.step import Record
 from schemas.codec import encode_batch
 from schemas.topics import TRANSITIONS
 from trainer.agent import Training
@@ -44,9 +45,7 @@ def training(folder: Path, topics: Topics) -> Training:
 
 
 def delivered(first: int, count: int, generation: int = 1) -> Any:
-    records = [
-        SimpleNamespace(offset=first + place, timestamp=0, value=encode_batch(rows, 0)) for place, rows in enumerate(batches(first, count))
-    ]
+    records = [Record(first + place, 0, encode_batch(rows, 0)) for place, rows in enumerate(batches(first, count))]
     return SimpleNamespace(message=SimpleNamespace(tp=TP0, generation_id=generation), value=records)
 
 
