@@ -29,7 +29,7 @@ FILL_MS = WINDOW_MS // 2
 """Event time of the fill: nothing closes within it."""
 CHUNK = 100_000
 REACTED_EVERY = 10
-"""One page of so many has a reaction, a second after it."""
+"""One page of so many on a partition has a reaction, a second after it."""
 STALL_S = 120.0
 FIGURES = (
     *("peak_rss_mb", "fill_s", "fill_events_per_s", "stop_s", "restart_after_stop_s", "peak_rss_mb_after_stop"),
@@ -45,9 +45,14 @@ def log_messages(items: int) -> Iterator[Message]:
         end = min(items, first + CHUNK)
         values = exposure_messages(first, end, items, 1, 3, FILL_MS)
         yield from ((EXPOSURES, page % PARTITIONS, value) for page, value in zip(range(first, end), values, strict=True))
-        for page in range(first, end, REACTED_EVERY):
+        for page in (page for page in range(first, end) if has_reaction(page)):
             ts_ms = START_MS + page * FILL_MS // items + 1000
             yield FEEDBACK, page % PARTITIONS, reaction(page, page, f"i{page}", ts_ms)
+
+
+def has_reaction(page: int) -> bool:
+    """Whether the log has one on it."""
+    return page // PARTITIONS % REACTED_EVERY == 0
 
 
 class StateRun:
@@ -56,15 +61,16 @@ class StateRun:
     def __init__(self, broker: brokers.LocalBroker, items: int, folder: Path, say: Say) -> None:
         self._broker, self._items, self._folder, self._say = broker, items, folder, say
         self._ends, self._closed = Ends(broker.address), 0
+        self._port = brokers.free_port()
         brokers.create_topics(StreamSettings(broker=broker.address, partitions=PARTITIONS))
         fill(broker.address, log_messages(items))
 
     def measure(self) -> dict[str, Any]:
         """Fill, stop, start, kill, start."""
         report: dict[str, Any] = {"open_items": self._items}
-        with self._worker() as (worker, port):
+        with self._worker() as worker:
             self._say("the worker opens the items")
-            self._wait_until_open(worker, port)
+            self._wait_until_open(worker)
             report["fill_s"] = round(time.time() - worker.first_batch_s(), 1)
             report["fill_events_per_s"] = round(self._items * (1 + 1 / REACTED_EVERY) / report["fill_s"])
             report["peak_rss_mb"] = round(worker.peak_mb(), 1)
@@ -74,7 +80,7 @@ class StateRun:
         for after in ("stop", "kill"):
             self._say(f"restart after {after}")
             fill(self._broker.address, self._closers())
-            with self._worker() as (worker, _):
+            with self._worker() as worker:
                 report[f"restart_after_{after}_s"] = round(self._first_output_s(worker), 2)
                 report[f"peak_rss_mb_after_{after}"] = round(worker.peak_mb(), 1)
                 worker.kill()  # the second restart is one after kill -9
@@ -86,11 +92,10 @@ class StateRun:
         return report | faults_of_prefix(rows)._asdict()
 
     @contextmanager
-    def _worker(self) -> Iterator[tuple[Contestant, int]]:
-        """The worker, on the state that is there, and the port of its pages."""
-        port = brokers.free_port()
-        with running(*headrace_command(self._broker.address, "state", self._folder, port), self._folder) as worker:
-            yield worker, port
+    def _worker(self) -> Iterator[Contestant]:
+        """The worker, on the state that is there."""
+        with running(*headrace_command(self._broker.address, "state", self._folder, self._port), self._folder) as worker:
+            yield worker
 
     def _closers(self) -> list[Message]:
         """Events that close the oldest blocks: ten seconds of pages, or as many as a few fetches hold."""
@@ -99,10 +104,10 @@ class StateRun:
         step_ms = max(10_000, min(FILL_MS // 3, block_ms))
         return list(flushes(START_MS + WINDOW_MS + self._closed * step_ms, f"{FLUSH}{self._closed}"))
 
-    def _wait_until_open(self, worker: Contestant, port: int) -> None:
+    def _wait_until_open(self, worker: Contestant) -> None:
         seen, seen_s = 0.0, time.monotonic()
         while seen < self._items:
-            page = metrics(port)
+            page = metrics(self._port)
             count = page.total("headrace_open_items") if page else 0.0
             if count > seen:
                 seen, seen_s = count, time.monotonic()
@@ -125,7 +130,7 @@ def faults_of_prefix(rows: Sequence[Row]) -> Faults:
     came = {page for page, _ in pages}
     ends = {partition: max((page for page in came if page % PARTITIONS == partition), default=-1) for partition in range(PARTITIONS)}
     expected = sum(len(range(partition, end + 1, PARTITIONS)) for partition, end in ends.items())
-    wrong = sum(label != float(page % REACTED_EVERY == 0) for page, label in pages)
+    wrong = sum(label != float(has_reaction(page)) for page, label in pages)
     return Faults(wrong, len(pages) - len(came), expected - len(came) + sum(end < 0 for end in ends.values()))
 
 

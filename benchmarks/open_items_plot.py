@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.svg import line, picture, text
+
 WIDTH, HEIGHT = 640, 360
 LEFT, RIGHT, TOP, BOTTOM = 60, 20, 40, 50
 """Margins of the axes, in px as the size."""
@@ -20,30 +22,17 @@ def svg(levels: Sequence[dict[str, Any]], title: str) -> str:
         along = (math.log10(open_items) - first) / (last - first or 1)
         return LEFT + along * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - cpu_us / top * (HEIGHT - TOP - BOTTOM)
 
-    parts = [_text(LEFT, 22, title, "start", 15), _text(WIDTH / 2, HEIGHT - 8, "open items")]
+    parts = [text(LEFT, 22, title, "start", 15), text(WIDTH / 2, HEIGHT - 8, "open items")]
     for tick in range(0, top + 1, step):
         _, y = at(10**first, tick)
-        parts += [_line([(LEFT, y), (WIDTH - RIGHT, y)], "#ddd"), _text(LEFT - 8, y + 4, str(tick), "end")]
+        parts += [line([(LEFT, y), (WIDTH - RIGHT, y)], "#ddd"), text(LEFT - 8, y + 4, str(tick), "end")]
     for name, label, colour in (
         ("cpu_us_per_event", "all threads", "#1f5fa8"),
         ("cpu_us_per_event_of_rocksdb_threads", "RocksDB's own threads", "#c8641e"),
     ):
         points = [at(level["open_items"], level[name]) for level in levels]
-        parts.append(_line(points, colour, 2))
+        parts.append(line(points, colour, 2))
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>' for x, y in points]
-        parts.append(_text(points[0][0] + 8, points[0][1] - 10, label, "start", 13, colour))
-    parts += [_text(at(level["open_items"], 0)[0], HEIGHT - BOTTOM + 18, f"{level['open_items']:.1e}") for level in levels]
-    body = "\n".join(parts)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif">\n'
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>\n{body}\n</svg>\n'
-    )
-
-
-def _line(points: Sequence[tuple[float, float]], colour: str, width: int = 1) -> str:
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    return f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{width}"/>'
-
-
-def _text(x: float, y: float, text: str, anchor: str = "middle", size: int = 13, colour: str = "#333") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" fill="{colour}">{text}</text>'
+        parts.append(text(points[0][0] + 8, points[0][1] - 10, label, "start", 13, colour))
+    parts += [text(at(level["open_items"], 0)[0], HEIGHT - BOTTOM + 18, f"{level['open_items']:.1e}") for level in levels]
+    return picture(WIDTH, HEIGHT, parts)

@@ -6,7 +6,7 @@ from typing import Any
 
 import faust
 
-from headrace.instance import claim, knows_named_members
+from headrace.instance import claim, knows_named_members, member_name
 from headrace.metrics import StageMetrics
 from headrace.producer import StreamProducer
 from headrace.settings import StreamSettings
@@ -45,7 +45,7 @@ def create_app(name: str, settings: StreamSettings, web_port: int) -> faust.App:
         broker_max_poll_records=5000,
         consumer_max_fetch_size=settings.fetch_max_bytes,
         consumer_auto_offset_reset="earliest",
-        consumer_group_instance_id=instance if knows_named_members(settings.broker) else None,
+        consumer_group_instance_id=member_name(instance, settings.web_host, web_port) if knows_named_members(settings.broker) else None,
         broker_session_timeout=settings.session_timeout_s,
         broker_rebalance_timeout=settings.session_timeout_s,
         broker_heartbeat_interval=settings.heartbeat_interval_s,

@@ -418,6 +418,27 @@ def _broker_with_topics(folder: Path, partitions: int) -> Iterator[str]:
         yield running.address
 
 
+@bench_app.command(name="delay")
+def bench_delay(
+    logs: Annotated[Path, typer.Option("--logs", help="a KuaiRand log, as `headrace replay` reads it")],
+    seeds: Annotated[int, typer.Option(min=1, help="of the model, the order of its rows, and drawn delays")] = 3,
+    delays: Annotated[Literal["all", "real", "stretched", "drawn"], typer.Option(help="the log's own, or one of the variants")] = "all",
+    exposures: Annotated[int | None, typer.Option(min=1000, help="only the first so many")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="write an SVG picture")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """The emission modes and the losses for delayed feedback, side by side: one model, taught online by what the joiner sends."""
+    from benchmarks.delay_plot import svg
+    from benchmarks.delayed_feedback import VARIANTS, show
+    from benchmarks.delayed_feedback import main as bench
+
+    report = bench(logs, seeds, [*VARIANTS] if delays == "all" else [delays], exposures)
+    show(report)
+    write_json(json_file, report)
+    if plot is not None:
+        plot.write_text(svg(report))
+
+
 def main() -> None:
     """Run the command line: a wrong setting, and a disk or folder that refuses, is one line and exit code 2."""
     try:

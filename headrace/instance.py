@@ -1,4 +1,4 @@
-"""Which member of its consumer group a worker is: the one that has this state folder, however often it is started again.
+"""Which member of its consumer group a worker is: the one with this state folder and address, however often it is started again.
 
 With a name of its own that outlives the process (Kafka's `group.instance.id`) a worker that is killed and started again within the
 session time-out has its partitions back at once, and the group does not even notice. Without one the group waits for the dead member
@@ -52,3 +52,12 @@ def claim(folder: Path) -> str:
         name = uuid.uuid4().hex
         os.write(file, name.encode())
     return name
+
+
+def member_name(instance: str, web_host: str, web_port: int) -> str:
+    """The name in the group of the worker with this state folder (`claim`) at this address.
+
+    A named member that comes back gets the assignment that it had, and Faust's assignments hold the address of their worker: one at
+    another address would be refused its own partitions for ever. It is another member instead, and waits for the old one's session.
+    """
+    return uuid.uuid5(uuid.NAMESPACE_URL, f"{instance}@{web_host}:{web_port}").hex

@@ -44,7 +44,7 @@ class Weights(NamedTuple):
 
 
 class DelayCounts:
-    """Rows, and delays of their first positives by bin. Before the first closed page p and F are 0."""
+    """Rows, and delays of their first positives by bin. Before the first closed page p and F are 0: unknown."""
 
     def __init__(self, stored: Sequence[int] = ()) -> None:
         self._rows = stored[0] if stored else 0
@@ -78,8 +78,8 @@ class DelayCounts:
 
 def weights(is_positive: npt.NDArray[np.bool_], is_late: npt.NDArray[np.bool_], p: float, come_by: Floats) -> Weights:
     """Of N early rows, or late positives (`is_late`): by the formulas above. `come_by` [N] is F at the early row's age."""
-    if p == 0.0:  # no positive is known of: F says nothing yet, and every row weighs 1
-        come_by = np.ones_like(come_by)
+    if p == 0.0:  # no positive is known of: F says nothing yet, and every row weighs 1, late ones too
+        return Weights(np.ones_like(come_by), np.ones_like(come_by))
     to_come = p * (1.0 - come_by)
     fake_negative = np.where(is_positive, 1.0 + to_come, (1.0 - p) * (1.0 + to_come) / np.maximum(1.0 - p + to_come, 1e-9))
     fsiw = np.where(is_positive, 1.0 / np.maximum(come_by, LEAST_COME_BY), 1.0 - to_come / np.maximum(1.0 - p * come_by, 1e-9))

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from joiner.block import Block, Layout
 from joiner.delay import DelayCounts, weights
+from joiner.labels import Floats, Ints
 from joiner.settings import JoinerSettings
 from schemas.pointwise_sample import pointwise_schema
 from schemas.sample import sample_schema
@@ -57,16 +58,22 @@ class Pointwise:
         if not kept.all():
             samples, is_positive = _chosen(samples, kept), is_positive[kept]
         elapsed_ms = np.maximum(0, looked_at_ms - samples["ts_ms"].to_numpy())
-        p, come_by = self.counts.positive_rate, self.counts.share_come_by(elapsed_ms)
-        one = np.ones(len(samples))
+        p, one = self.counts.positive_rate, np.ones(len(samples))
         if closed_by in ("early", "correction"):
+            come_by = self._come_by(elapsed_ms)
             fake_negative, fsiw = weights(is_positive, np.full(len(samples), closed_by == "correction"), p, come_by)
-        else:
-            fake_negative, fsiw = one, one
+        else:  # the label is final
+            come_by, fake_negative, fsiw = one, one, one
         floats = (p * one, come_by, fake_negative, fsiw, log(self._keep_rate) * one)
         exact = (pa.array(is_positive), pa.array(elapsed_ms))
         columns = [*samples.columns, *exact, *(pa.array(column.astype(np.float32)) for column in floats)]
         return pa.RecordBatch.from_arrays(columns, schema=self._schema)
+
+    def _come_by(self, elapsed_ms: Ints) -> Floats:
+        """F. Before a positive is known of: 0 for rows that leave at once, 1 for those that wait, which are learned as they are."""
+        if not self.counts.positive_rate:
+            return np.full(len(elapsed_ms), 1.0 if self.wait_ms else 0.0)
+        return self.counts.share_come_by(elapsed_ms)
 
     def _is_kept(self, samples: pa.RecordBatch) -> Bools:
         """Of each row, were it negative."""

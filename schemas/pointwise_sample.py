@@ -21,7 +21,8 @@ def pointwise_schema(kinds: tuple[str, ...]) -> pa.Schema:
     `is_positive`: feedback of the target kind had come, whatever its value. `elapsed_ms` is how much feedback time after its exposure
     the row's label was looked at (of a correction: when its early row left).
     `positive_rate` and `positives_come_by` are p and F(elapsed_ms) of joiner/delay.py at that time; `weight_fake_negative` and
-    `weight_fsiw` the weights that follow from them, 1 in rows that left at the end of their window or as positives of `eager` mode.
+    `weight_fsiw` the weights that follow from them. In rows with their final label (`window`, `idle`, `positive`) F and both weights
+    are 1. Before a positive is known of, p is 0, F 0 in rows that left at once and 1 in rows that waited, and every row weighs 1.
     `log_odds_correction` is the logarithm of the share of negatives that were kept: added to the log-odds learned from these rows
     it gives those of the traffic.
     """

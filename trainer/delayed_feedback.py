@@ -56,10 +56,13 @@ def fake_negative_weighted_loss(logit_B: Tensor, positive_B: Tensor, come_by_B: 
 
 
 def fsiw_weights(p_B: Tensor, positive_B: Tensor, come_by_B: Tensor, is_late_B: Tensor) -> Tensor:
-    """FSIW's w, held. `is_late_B`: the row is a correction, its early row has been there."""
+    """FSIW's w, held. `is_late_B`: the row is a correction, its early row has been there.
+
+    A late row with F = 1 cannot be: the joiner did not know F yet, and the stream is learned as it is.
+    """
     p_B = p_B.detach()
     negative_B = (1.0 - p_B) / (1.0 - p_B * come_by_B).clamp(min=1e-6)
-    return torch.where(positive_B > 0, 1.0 / come_by_B.clamp(min=LEAST_COME_BY), negative_B).masked_fill(is_late_B, 0.0)
+    return torch.where(positive_B > 0, 1.0 / come_by_B.clamp(min=LEAST_COME_BY), negative_B).masked_fill(is_late_B & (come_by_B < 1.0), 0.0)
 
 
 def fsiw_loss(logit_B: Tensor, positive_B: Tensor, come_by_B: Tensor, is_late_B: Tensor, log_keep_B: Tensor | float = 0.0) -> Tensor:

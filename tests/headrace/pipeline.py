@@ -117,6 +117,11 @@ class Worker:
         with self._log.open("ab") as out:
             self.process = subprocess.Popen(self._command, stdout=out, stderr=out, env=self._environment)
 
+    def move(self, web_port: int) -> None:
+        """Start again with its pages at another port."""
+        self._command[-1] = str(web_port)
+        self.start()
+
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()

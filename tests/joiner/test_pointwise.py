@@ -155,7 +155,10 @@ def test_before_a_positive_is_known_of_every_row_weighs_one() -> None:
     found = pointwise([early, late])
     assert [row["closed_by"] for row in found] == ["early", "early", "correction"]
     assert [row["weight_fake_negative"] for row in found] == [1.0, 1.0, 1.0]
-    assert [row["weight_fsiw"] for row in found] == [1.0, 1.0, 0.0]
+    assert [row["weight_fsiw"] for row in found] == [1.0, 1.0, 1.0]
+    assert [row["positives_come_by"] for row in found] == [1.0, 1.0, 1.0], "rows that waited are learned as they are"
+    at_once = pointwise([join(mode("fast")).apply(EXPOSURES, records(exposure("r1", 4000)), NOW_MS)])
+    assert [(row["positives_come_by"], row["weight_fake_negative"]) for row in at_once] == [(0.0, 1.0)]
 
 
 def test_where_feedback_is_read_ahead_of_exposures_labels_are_as_old_as_the_feedback() -> None:
@@ -196,7 +199,7 @@ def test_rows_with_their_final_label_weigh_one() -> None:
         step = warmed(settings)
         step.apply(EXPOSURES, records(exposure("r1", 4000), exposure("r2", 4000), exposure("r", 9000), first_offset=20), NOW_MS)
         found = pointwise([step.apply(FEEDBACK, records(feedback("r1", 4005), feedback("x", 9000), first_offset=20), NOW_MS)])
-        assert {(row["weight_fake_negative"], row["weight_fsiw"]) for row in found} == {(1.0, 1.0)}
+        assert {(row["weight_fake_negative"], row["weight_fsiw"], row["positives_come_by"]) for row in found} == {(1.0, 1.0, 1.0)}
 
 
 def test_negatives_are_sampled_and_the_log_odds_correction_makes_up_for_it() -> None:

@@ -56,6 +56,8 @@ def test_fsiw_weights_and_loss_by_hand() -> None:
     p, come_by = tensor([0.5, 0.5, 0.5, 0.5]), tensor([0.25, 0.25, 0.25, 0.0])
     positive, late = tensor([1.0, 0.0, 1.0, 1.0]), tensor([False, False, True, False])
     assert fsiw_weights(p, positive, come_by, late).tolist() == pytest.approx([4.0, 0.5 / 0.875, 0.0, 100.0])
+    unknown = torch.ones(3)
+    assert fsiw_weights(p[:3], positive[:3], unknown, late[:3]).tolist() == [1.0, 1.0, 1.0], "the stream as it is"
     loss = fsiw_loss(torch.zeros(4), positive, come_by, late)
     assert loss.item() == pytest.approx((4.0 + 0.5 / 0.875 + 100.0) * log(2) / 4)
 
