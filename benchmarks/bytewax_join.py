@@ -1,84 +1,44 @@
-"""The floor's join as a Bytewax dataflow: a Kafka source, `stateful_batch` keyed by partition, a Kafka sink. No recovery.
+"""The floor's join as a Bytewax dataflow with what Bytewax comes with: its Kafka operators, keyed state, recovery.
 
-What is written differently from Bytewax's own examples makes it faster. Its `KafkaSource` builds a dataclass with eight fields a
-message, its `KafkaSink` waits for the broker after every batch: source and sink are short ones of our own, each message still being
-one item of the dataflow. The key is the partition, not the request: a Bytewax clock belongs to a key, so that with a key a request no
-later event would ever tell a window that its time is over. What is open is held in the floor's `Partition`.
+The key is the partition, not the request: a Bytewax clock belongs to a key, so that with a key a request no later event would ever
+tell a window that its time is over. What is open is held in the floor's `Partition`; every epoch (10 s by default) stores a snapshot of
+it and the source's offsets. bytewax_tuned.py is the same join with what is faster and keeps nothing.
 """
 
 import logging
+import pickle
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import orjson
 from bytewax import operators as op
+from bytewax.connectors.kafka import KafkaSinkMessage, KafkaSourceMessage
+from bytewax.connectors.kafka import operators as kop
 from bytewax.dataflow import Dataflow
-from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from bytewax.operators import StatefulBatchLogic
-from bytewax.outputs import DynamicSink, StatelessSinkPartition
+from bytewax.recovery import RecoveryConfig, init_db_dir
 from bytewax.testing import run_main
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Producer, TopicPartition
 
-from benchmarks.floor import CONSUMER, PRODUCER, Partition, arguments, produce, seldom_collect
-from benchmarks.join_log import PARTITIONS
+from benchmarks.floor import CONSUMER, PRODUCER, Partition, arguments
 from headrace.worker import configure_logging
 from schemas.topics import EXPOSURES, FEEDBACK
 
 log = logging.getLogger(__name__)
-BATCH = 1_000
-"""Records a batch: as Bytewax's own source has it. 300 and 5,000 are slower."""
-WAIT_S = 0.001
+RECOVERY_FOLDER = Path("recovery")
+"""Below the folder that the process was started in."""
 
-Event = tuple[str, tuple[bool, dict[str, Any]]]
-"""Its partition as the key; whether it is an exposure, and the decoded message."""
-Sample = tuple[str, bytes]
+Event = tuple[bool, dict[str, Any]]
+"""Whether it is an exposure, and the decoded message."""
 
 
-class Source(FixedPartitionedSource[Event, None]):
-    """Both topics, from their beginning."""
-
-    def __init__(self, broker: str) -> None:
-        self._broker = broker
-        self.delivered = False
-
-    def list_parts(self) -> list[str]:
-        return [f"{partition}-{topic}" for topic in (EXPOSURES, FEEDBACK) for partition in range(PARTITIONS)]
-
-    def build_part(self, step_id: str, for_part: str, resume_state: None) -> "TopicPart":
-        partition, topic = for_part.split("-")
-        return TopicPart(self, self._broker, topic, int(partition))
-
-
-class TopicPart(StatefulSourcePartition[Event, None]):
-    """One partition of one topic."""
-
-    def __init__(self, source: Source, broker: str, topic: str, partition: int) -> None:
-        self._source, self._key, self._is_exposure = source, str(partition), topic == EXPOSURES
-        self._consumer = Consumer({**CONSUMER, "bootstrap.servers": broker, "group.id": "unused"})
-        self._consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING)])
-
-    def next_batch(self) -> list[Event]:
-        messages = self._consumer.consume(BATCH, WAIT_S)
-        if messages and not self._source.delivered:
-            log.info("first batch of %d records", len(messages))
-            self._source.delivered = True
-        for message in messages:
-            if message.error() is not None:
-                raise KafkaException(message.error())
-        key, is_exposure, loads = self._key, self._is_exposure, orjson.loads
-        return [(key, (is_exposure, loads(message.value() or b""))) for message in messages]
-
-    def snapshot(self) -> None:
-        """Nothing is durable."""
-
-
-class Join(StatefulBatchLogic[tuple[bool, dict[str, Any]], bytes, None]):
+class Join(StatefulBatchLogic[Event, bytes, bytes]):
     """The open items of one partition."""
 
-    def __init__(self, window_ms: int) -> None:
-        self._partition = Partition(window_ms)
+    def __init__(self, window_ms: int, snapshot: bytes | None) -> None:
+        self._partition: Partition = Partition(window_ms) if snapshot is None else pickle.loads(snapshot)
 
-    def on_batch(self, values: list[tuple[bool, dict[str, Any]]]) -> tuple[Iterable[bytes], bool]:
+    def on_batch(self, values: list[Event]) -> tuple[Iterable[bytes], bool]:
         partition = self._partition
         for is_exposure, event in values:
             if is_exposure:
@@ -87,41 +47,42 @@ class Join(StatefulBatchLogic[tuple[bool, dict[str, Any]], bytes, None]):
                 partition.on_feedback(event)
         return partition.close(), StatefulBatchLogic.RETAIN
 
-    def snapshot(self) -> None:
-        """Nothing is durable."""
+    def snapshot(self) -> bytes:
+        return pickle.dumps(self._partition, pickle.HIGHEST_PROTOCOL)
 
 
-class Sink(DynamicSink[Sample]):
-    """A topic; samples go to the partition number that they came from."""
-
-    def __init__(self, broker: str, topic: str) -> None:
-        self._broker, self._topic = broker, topic
-
-    def build(self, step_id: str, worker_index: int, worker_count: int) -> "TopicSink":
-        return TopicSink(Producer({**PRODUCER, "bootstrap.servers": self._broker}), self._topic)
+def decode(message: KafkaSourceMessage[bytes | None, bytes | None]) -> tuple[str, Event]:
+    """The event of a message, under its partition as the key."""
+    return str(message.partition), (message.topic == EXPOSURES, orjson.loads(message.value or b""))
 
 
-class TopicSink(StatelessSinkPartition[Sample]):
-    """Hands samples over to the producer's own thread."""
+def to_message(keyed: tuple[str, bytes]) -> KafkaSinkMessage[None, bytes]:
+    """A sample as Bytewax's sink wants it."""
+    return KafkaSinkMessage(None, keyed[1])
 
-    def __init__(self, producer: Producer, topic: str) -> None:
-        self._producer, self._topic = producer, topic
 
-    def write_batch(self, items: list[Sample]) -> None:
-        for key, sample in items:
-            produce(self._producer, self._topic, sample, int(key))
-        self._producer.poll(0)
+class FirstBatch:
+    """Says once, in the log, that records have come."""
 
-    def close(self) -> None:
-        self._producer.flush()
+    def __init__(self) -> None:
+        self._is_said = False
+
+    def __call__(self, message: KafkaSourceMessage[bytes | None, bytes | None]) -> tuple[str, Event]:
+        if not self._is_said:
+            log.info("first batch")
+            self._is_said = True
+        return decode(message)
 
 
 def dataflow(broker: str, out_topic: str, window_ms: int) -> Dataflow:
     """Kafka to Kafka."""
     flow = Dataflow("join")
-    events = op.input("read", flow, Source(broker))
-    samples = op.stateful_batch("join", events, lambda _resumed: Join(window_ms))
-    op.output("write", samples, Sink(broker, out_topic))
+    consumer = {name: str(value) for name, value in CONSUMER.items()}
+    producer = {name: str(value) for name, value in PRODUCER.items()}
+    read = kop.input("read", flow, brokers=[broker], topics=[EXPOSURES, FEEDBACK], add_config=consumer)
+    events = op.map("decode", read.oks, FirstBatch())
+    samples = op.stateful_batch("join", events, lambda snapshot: Join(window_ms, snapshot))
+    kop.output("write", op.map("message", samples, to_message), brokers=[broker], topic=out_topic, add_config=producer)
     return flow
 
 
@@ -129,8 +90,10 @@ def main() -> None:
     """`python -m benchmarks.bytewax_join BROKER GROUP TOPIC WINDOW_MS`; Bytewax has no consumer groups."""
     chosen = arguments()
     configure_logging("INFO")
-    seldom_collect()
-    run_main(dataflow(chosen.broker, chosen.out_topic, chosen.window_ms))  # type: ignore[no-untyped-call]
+    RECOVERY_FOLDER.mkdir()
+    init_db_dir(RECOVERY_FOLDER, 1)  # type: ignore[no-untyped-call]
+    recovery = RecoveryConfig(RECOVERY_FOLDER)  # type: ignore[no-untyped-call]
+    run_main(dataflow(chosen.broker, chosen.out_topic, chosen.window_ms), recovery_config=recovery)  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":

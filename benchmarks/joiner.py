@@ -2,7 +2,9 @@
 
 - `headrace`: `headrace worker joiner` as users run it: durable state, offsets, samples acknowledged by Kafka;
 - `floor`: confluent-kafka + orjson + a dict, nothing durable (floor.py);
-- `bytewax`: the same join as a Bytewax dataflow, without recovery (bytewax_join.py).
+- `floor-tuned`: the same with Python's collector tuned, as the joiner's is (floor_tuned.py);
+- `bytewax`: the same join as a Bytewax dataflow with Bytewax's own Kafka operators and recovery (bytewax_join.py);
+- `bytewax-tuned`: as fast as we could write it: own source and sink, collector tuned, nothing durable (bytewax_tuned.py).
 
 The clock starts when a process says that its first records were delivered, and stops when an observer sees the topic of samples grow
 for the last time. Afterwards a consumer reads what is there. Start-up is measured too, and told apart.
@@ -30,7 +32,9 @@ from headrace import broker as brokers
 from headrace.settings import StreamSettings
 from schemas.topics import SAMPLES
 
-CONTESTANTS = ("headrace", "floor", "bytewax")
+PEERS = {"floor": "floor", "floor-tuned": "floor_tuned", "bytewax": "bytewax_join", "bytewax-tuned": "bytewax_tuned"}
+"""The module of each."""
+CONTESTANTS = ("headrace", *PEERS)
 NO_BYTEWAX = "bytewax 0.21.1 is not installed: it has wheels for Python 3.11 and 3.12 only (pip install bytewax==0.21.1)"
 TIMEOUT_S = 120.0
 """So long without a sample, and a run is over: what did not come is missing."""
@@ -88,7 +92,7 @@ class Arena:
             command, environment = headrace_command(self._broker.address, run_name, folder, brokers.free_port())
         else:
             self._ends.create(topic)
-            command, environment = peer_command({"floor": "floor", "bytewax": "bytewax_join"}[name], self._broker.address, run_name, topic)
+            command, environment = peer_command(PEERS[name], self._broker.address, run_name, topic)
         first_end = self._ends.of(topic)
         with running(command, environment, folder) as contestant:
             return self._watch(contestant, topic, first_end)
@@ -166,9 +170,14 @@ def case_report(log: JoinLog, runs: dict[str, list[Run]]) -> dict[str, Any]:
         }
     for name in runs.keys() - {"headrace"}:
         pairs = list(zip(runs["headrace"], runs[name], strict=True))
-        report[f"ratio_to_{name}"] = round(statistics.median(peer.wall_s / ours.wall_s for ours, peer in pairs), 2)
-        report[f"cpu_ratio_to_{name}"] = round(statistics.median(peer.cpu_s / ours.cpu_s for ours, peer in pairs), 2)
+        report[ratio_to(name)] = round(statistics.median(peer.wall_s / ours.wall_s for ours, peer in pairs), 2)
+        report[f"cpu_{ratio_to(name)}"] = round(statistics.median(peer.cpu_s / ours.cpu_s for ours, peer in pairs), 2)
     return report
+
+
+def ratio_to(peer: str) -> str:
+    """The key of the joiner's speed over a peer's: the median of the rounds' ratios."""
+    return f"ratio_to_{peer.replace('-', '_')}"
 
 
 def main(
@@ -177,7 +186,7 @@ def main(
     """Measure the contestants with pages of each size. The first size's figures are at the top of the report."""
     progress = Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=Console(stderr=True))
     cases: dict[str, dict[str, Any]] = {}
-    left_out = {} if find_spec("bytewax") else {"bytewax": NO_BYTEWAX}
+    left_out = {} if find_spec("bytewax") else {name: NO_BYTEWAX for name in PEERS if name.startswith("bytewax")}
     with progress, tempfile.TemporaryDirectory(prefix="headrace-bench-") as temporary:
         task = progress.add_task("making the log")
         contestants = [name for name in contestants if name not in left_out]
@@ -190,7 +199,7 @@ def main(
     return {
         "benchmark": "joiner",
         **{name: first["headrace"][name] for name in ("events_per_s", "cpu_s_per_100k", "peak_rss_mb")},
-        **{f"ratio_to_{name}": first.get(f"ratio_to_{name}") for name in CONTESTANTS[1:]},
+        **{ratio_to(name): first.get(ratio_to(name)) for name in PEERS},
         **{fault: max(case[name][fault] for case in cases.values() for name in contestants) for fault in Faults._fields},
         **({"left_out": left_out} if left_out else {}),
         **cases,

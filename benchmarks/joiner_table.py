@@ -5,6 +5,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.joiner import ratio_to
 from benchmarks.samples import Faults
 
 
@@ -19,7 +20,7 @@ def show(report: dict[str, Any]) -> None:
             table.add_column(name, justify="right")
         for name in (name for name in measured if isinstance(measured[name], dict)):
             figures = measured[name]
-            ratio = measured.get(f"ratio_to_{name}")
+            ratio = measured.get(ratio_to(name))
             table.add_row(
                 name,
                 f"{figures['events_per_s']:,}",
