@@ -40,7 +40,8 @@ Records = Callable[[Iterable[Any]], list[Any]]
 class GroupMember(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
     """Faust's consumer thread. Methods without `async` may be called from any thread."""
 
-    _heard_s = float("-inf")
+    heard_s = float("-inf")
+    """When the group last answered that this is a member, on the monotonic clock."""
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
@@ -57,14 +58,14 @@ class GroupMember(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
             sent_s = time.monotonic()
             response = await send(request)
             if isinstance(request, HeartbeatRequest | SyncGroupRequest) and response.error_code == 0:
-                self._heard_s = sent_s  # the session is at least as long as that: it begins when the broker gets the request
+                self.heard_s = sent_s  # the session is at least as long as that: it begins when the broker gets the request
             return response
 
         coordinator._send_req = send_and_note
 
     def is_member(self) -> bool:
         """Whether the group cannot have ended this member's session yet."""
-        return time.monotonic() - self._heard_s < float(self.app.conf.broker_session_timeout)
+        return time.monotonic() - self.heard_s < float(self.app.conf.broker_session_timeout)
 
     def read_to_the_end_at_s(self, tp: TP) -> float | None:
         """When the broker last said that it has no more of a partition than was taken, in s since the epoch; None where it has more."""

@@ -305,18 +305,21 @@ class Stage:
         return topic not in partition.waiting and at_s is not None and now_s - at_s < FRESH_S
 
     async def on_watch(self) -> None:
-        """End the process where an assigned partition shows no life: nothing is applied, nor does the broker say that nothing waits.
+        """End the process where nothing is heard of the group, or of a partition: nothing applied, nor that nothing waits.
 
         It must not wait for a batch that hangs, so it looks without the lock.
         """
         consumer = self._consumer()
         assigned = consumer.assignment() if self.partitions else ()
         tps = [TP(topic, number) for number, partition in self.partitions.items() for topic in partition.topics - {*partition.paused()}]
-        tp = self._watch.stalled(
-            {tp: (self.partitions[tp.partition].store.offsets.get(tp.topic), consumer.caught_up_at_s(tp)) for tp in tps if tp in assigned}
-        )
-        if tp is not None:
-            stop_at_once(ConfigError(f"{self.name} {tp.topic} {tp.partition}: the consumer stalled, or no broker answers it"))
+        signs = {
+            f"{tp.topic} {tp.partition}": (self.partitions[tp.partition].store.offsets.get(tp.topic), consumer.caught_up_at_s(tp))
+            for tp in tps
+            if tp in assigned
+        }
+        stalled = self._watch.stalled({**signs, "group": consumer.heard_s()})
+        if stalled is not None:
+            stop_at_once(ConfigError(f"{self.name} {stalled}: the consumer stalled, or no broker answers it"))
 
     async def _carry_out(self, partition: Partition, outcome: Outcome, offsets: dict[str, int]) -> None:
         messages: list[tuple[str, bytes | None, bytes]] = [(output.topic, None, output.value) for output in outcome.outputs]

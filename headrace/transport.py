@@ -83,6 +83,10 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         """
         return self._thread.is_member()  # type: ignore[no-any-return]
 
+    def heard_s(self) -> float:
+        """When the group last answered that this worker is a member (s on the monotonic clock), partitions or none."""
+        return self._thread.heard_s  # type: ignore[no-any-return]
+
     def hold(self, tp: TP) -> None:
         """Fetch nothing more of a partition until it is released, or assigned anew. What is on its way here is still delivered."""
         self._held.add(tp)

@@ -109,12 +109,15 @@ class Training:
                 stop_at_once(error)
 
     async def on_watch(self) -> None:
-        """End the process where an assigned partition shows no life: nothing is learned, nor does the broker say that nothing waits."""
+        """End the process where nothing is heard of the group, or of a partition: nothing learned, nor that nothing waits."""
         consumer = self._app.consumer
-        tps = [TP(TRANSITIONS, partition) for partition in self._assigned]
-        stalled = self._watch.stalled({tp: (self.worker.offsets.get(tp.partition), consumer.caught_up_at_s(tp)) for tp in tps})
+        signs = {
+            f"{TRANSITIONS} {partition}": (self.worker.offsets.get(partition), consumer.caught_up_at_s(TP(TRANSITIONS, partition)))
+            for partition in self._assigned
+        }
+        stalled = self._watch.stalled({**signs, "group": consumer.heard_s()})
         if stalled is not None:
-            stop_at_once(ConfigError(f"trainer {TRANSITIONS} {stalled.partition}: the consumer stalled, or no broker answers it"))
+            stop_at_once(ConfigError(f"trainer {stalled}: the consumer stalled, or no broker answers it"))
 
     def _looks(self) -> dict[int, tuple[Counter[Count], dict[str, float]]]:
         looks: dict[int, tuple[Counter[Count], dict[str, float]]] = {

@@ -201,13 +201,14 @@ class Sink:
             stop_at_once(error)
 
     async def on_watch(self) -> None:
-        """End the process where a partition shows no life though the target does not hold it up (as headrace/stage.py does)."""
-        assigned = self._consumer().assignment() if self.partitions else ()
+        """End the process where nothing is heard of the group, or of a partition that the target does not hold up."""
+        consumer = self._consumer()
+        assigned = consumer.assignment() if self.partitions else ()
         free = {TP(self._settings.topic, part.number): part for part in self.partitions.values() if not part.target_in_use.locked()}
-        signs = {tp: (part.received, self._consumer().caught_up_at_s(tp)) for tp, part in free.items() if tp in assigned}
-        tp = self._watch.stalled(signs)
-        if tp is not None:
-            stop_at_once(ConfigError(f"sink {tp.topic} {tp.partition}: the consumer stalled, or no broker answers it"))
+        signs = {f"{tp.topic} {tp.partition}": (part.received, consumer.caught_up_at_s(tp)) for tp, part in free.items() if tp in assigned}
+        stalled = self._watch.stalled({**signs, "group": consumer.heard_s()})
+        if stalled is not None:
+            stop_at_once(ConfigError(f"sink {stalled}: the consumer stalled, or no broker answers it"))
 
     def _looks(self) -> dict[int, tuple[Counter[Count], dict[str, float]]]:
         now_s = time.time()

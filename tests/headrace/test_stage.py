@@ -85,10 +85,15 @@ class World:
         self.held: set[TP] = set()
         self.generation = 1
         self.member = True
+        self.heard = 0
         self.acknowledge: asyncio.Event | None = None
 
     def is_member(self) -> bool:
         return self.member
+
+    def heard_s(self) -> float:
+        self.heard += self.member
+        return self.heard
 
     def hold(self, tp: TP) -> None:
         self.held.add(tp)
@@ -454,6 +459,23 @@ async def test_a_worker_that_is_cut_off_for_long_is_stalled(tmp_path: Path, monk
     world.member = False
     await tick(stage)
     with pytest.raises(ConfigError, match="stalled"):
+        for _ in range(6):
+            await stage.on_watch()
+    stage.close()
+
+
+async def test_a_worker_without_partitions_that_the_group_has_lost_is_stalled_and_one_that_waits_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace.stage.stop_at_once", raise_it)
+    world = World()
+    stage = start(world, tmp_path)
+    await stage.on_assigned({})
+    for _ in range(6):
+        await stage.on_watch()
+
+    world.member = False
+    with pytest.raises(ConfigError, match="test group: the consumer stalled, or no broker answers it"):
         for _ in range(6):
             await stage.on_watch()
     stage.close()

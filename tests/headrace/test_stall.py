@@ -1,10 +1,8 @@
 """When a consumer has stalled."""
 
-from faust.types import TP
-
 from headrace.stall import STALL_LOOKS, StallWatch
 
-A, B = TP("t", 0), TP("t", 1)
+A, B = "t 0", "t 1"
 
 
 def test_a_partition_stalls_when_its_sign_of_life_is_the_same_for_so_many_looks() -> None:

@@ -21,6 +21,7 @@ class World:
     """The broker's side."""
 
     def __init__(self) -> None:
+        self.heard = 0
         self.sought: list[int] = []
         self.committed: dict[TP, int] = {}
         self.sent: list[Any] = []
@@ -36,6 +37,10 @@ class World:
 
     def assignment(self) -> set[TP]:
         return {TP0}
+
+    def heard_s(self) -> float:
+        self.heard += 1
+        return self.heard
 
     def caught_up_at_s(self, tp: TP) -> float | None:
         return None

@@ -24,6 +24,11 @@ class Consumer:
 
     def __init__(self) -> None:
         self.commits: dict[TP, int] = {}
+        self.heard = 0
+
+    def heard_s(self) -> float:
+        self.heard += 1
+        return self.heard
 
     def caught_up_at_s(self, tp: TP) -> float | None:
         return None
