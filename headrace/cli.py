@@ -409,6 +409,20 @@ def bench_sink(
     write_json(json_file, report)
 
 
+@bench_app.command(name="state")
+def bench_state(
+    rounds: Annotated[int, typer.Option(min=1, help="alternating rounds; medians are reported")] = 5,
+    json_file: JsonFile = None,
+) -> None:
+    """The trainer's state: the rolling Z-score beside NumPy and river."""
+    from benchmarks.state import main as bench
+    from benchmarks.state import show
+
+    report = bench(rounds)
+    show(report)
+    write_json(json_file, report)
+
+
 @contextmanager
 def _broker_with_topics(folder: Path, partitions: int) -> Iterator[str]:
     from headrace import broker as brokers

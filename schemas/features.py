@@ -1,5 +1,6 @@
 """The feature specification: it turns served states into the encoder's input columns, in the trainer and in serving alike."""
 
+import math
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ class WrongStateError(ValueError):
 
 
 class DenseFeature(BaseModel):
-    """A number; `default` where a state does not have it."""
+    """A number; `default` where a state does not have it. A default of nan: it is missing, no value stands for it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str = Field(min_length=1)
@@ -53,7 +54,7 @@ class SequenceFeature(BaseModel):
 
 @dataclass(frozen=True)
 class StateColumns:
-    """B states as columns: dense [B, N] float32, ids [B, I] int64, and one int64 [B, T] a sequence."""
+    """B states as columns: dense [B, N] float32 (NaN: missing), ids [B, I] int64, and one int64 [B, T] a sequence."""
 
     dense: npt.NDArray[np.float32]
     ids: npt.NDArray[np.int64]
@@ -103,7 +104,7 @@ class FeatureSpec(BaseModel):
     def _check(self, state: Mapping[str, FeatureValue]) -> None:
         """Name what is wrong with a state: looked at one by one only where a batch has a wrong one."""
         for number in self.dense:
-            value = state.get(number.name, number.default)
+            value = state.get(number.name, 0.0 if math.isnan(number.default) else number.default)
             if not isinstance(value, float | int) or not -_FLOAT32_MAX <= value <= _FLOAT32_MAX:
                 raise WrongStateError(f"feature {number.name}: expected a finite number, got {value!r:.80}")
         for category in self.ids:
@@ -169,8 +170,11 @@ def _numbers(features: Sequence[DenseFeature], states: Sequence[Mapping[str, Fea
     cells: list[Any] = _cells(features, [feature.default for feature in features], states)
     flat = array("d", cells)
     dense = np.asarray(flat).reshape(len(states), len(features))
-    if not (np.abs(dense) <= _FLOAT32_MAX).all():  # also refuses NaN
-        raise _UnboundedError
+    is_bounded = np.abs(dense) <= _FLOAT32_MAX  # False for NaN
+    if not is_bounded.all():
+        may_miss = np.array([math.isnan(feature.default) for feature in features])
+        if not (is_bounded | np.isnan(dense) & may_miss).all():
+            raise _UnboundedError
     return dense.astype(np.float32)
 
 

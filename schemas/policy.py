@@ -4,6 +4,8 @@ from typing import Literal
 
 from msgspec import Struct
 
+from schemas.drift import DenseReference
+
 ARRIVAL_BIN_MS = 100
 
 
@@ -24,7 +26,8 @@ class Candidate(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
 
     `arrivals_ms` counts the feedback that this version is the first to have learned from, in bins of 100 ms of its arrival at
     the broker ({bin start: feedback count}): freshness is measured from it. `golden` is one input row of each tensor and the
-    action that the trainer computed for it: whoever loads the model must get the same.
+    action that the trainer computed for it (null: missing): whoever loads the model must get the same. `dense_reference` is what the
+    dense features looked like in training: drift is measured from it.
     """
 
     version: Literal[1] = 1
@@ -35,8 +38,9 @@ class Candidate(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     metrics: dict[str, float]
     lineage: Lineage
     arrivals_ms: dict[str, int] = {}
-    golden_inputs: dict[str, list[list[float]]] = {}
+    golden_inputs: dict[str, list[list[float | None]]] = {}
     golden_action: list[float] = []
+    dense_reference: DenseReference | None = None
 
 
 class PolicyVersion(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ import onnxruntime
 from headrace.policy_settings import PolicySettings
 from headrace.settings import ConfigError
 from schemas.codec import UNREADABLE
+from schemas.drift import BINS, EDGES
 from schemas.features import FeatureSpec, StateColumns
 from schemas.policy import Candidate
 from serving.decision import ActorFault
@@ -94,6 +95,7 @@ def load_actor(folder: Path, policy: PolicySettings, warm_up_requests: int) -> A
     actor = Actor(candidate, _session(folder / "actor.onnx"), policy)
     _check_shapes(actor, policy.features)
     _check_golden(actor, policy)
+    _check_reference(candidate, len(policy.features.dense))
     dummy = policy.features.columns([{}])
     try:
         for _ in range(warm_up_requests):
@@ -101,6 +103,17 @@ def load_actor(folder: Path, policy: PolicySettings, warm_up_requests: int) -> A
     except ActorFault as fault:
         raise ActorError("not_finite", str(fault)) from fault
     return actor
+
+
+def _check_reference(candidate: Candidate, size: int) -> None:
+    """Drift is computed while somebody waits for /metrics: what does not fit is found now."""
+    reference = candidate.dense_reference
+    if reference is None:
+        return
+    lengths = {len(row) for row in reference.edges}, {len(row) for row in reference.shares}
+    is_fitting = len(reference.edges) == len(reference.shares) == size and (size == 0 or lengths == ({EDGES}, {BINS}))
+    if not is_fitting or not all(0.0 < share < 1.0 for row in reference.shares for share in row):
+        raise ActorError("malformed", f"{candidate.model_version}: its dense_reference is not one of {size} features")
 
 
 def _session(path: Path) -> onnxruntime.InferenceSession:

@@ -12,11 +12,13 @@ from starlette.requests import ClientDisconnect
 
 from headrace.policy_settings import PolicySettings
 from schemas.codec import UNREADABLE
+from schemas.drift import DenseReference
 from schemas.event_format import EventFormat
 from schemas.exposure import BASELINE, ExposedItem, Exposure
 from schemas.features import WrongStateError
 from schemas.topics import EXPOSURES
 from serving.decision import Decider, Decision
+from serving.drift import DenseWindow, DriftMetrics
 from serving.events import Kind, check
 from serving.exploration import Exploration
 from serving.fusion import WrongScoresError, rank
@@ -112,11 +114,18 @@ class Api:
         self._now_ms = now_ms
         self._write = {topic: event.from_json for topic, event in formats.items()}
         exploration = Exploration(policy.action, settings.explore_sigma)
+        dense = [feature.name for feature in policy.features.dense]
+        window = DenseWindow(settings.drift_window_requests, len(dense))
+        metrics.registry.register(DriftMetrics(window, dense, self._reference))
         self._decider = Decider(
-            policy.policy, policy.action, policy.features, exploration, settings.baseline_share, settings.split_salt, settings.seed
+            policy.policy, policy.action, policy.features, exploration, settings.baseline_share, settings.split_salt, settings.seed, window
         )
         self._queued = metrics.exposures.labels("queued")
         self._unlogged = metrics.exposures.labels("not_logged")
+
+    def _reference(self) -> DenseReference | None:
+        actor = self._versions.served.actor
+        return actor.candidate.dense_reference if actor else None
 
     def _decide(self, request_id: str, request: ActRequest | RankRequest) -> Decision:
         try:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from schemas.action import ActionSpec
 from schemas.exposure import BASELINE, FeatureValue
 from schemas.features import FeatureSpec, StateColumns
+from serving.drift import DenseWindow
 from serving.exploration import Exploration
 from serving.split import is_baseline
 
@@ -55,6 +56,7 @@ class Decider:
         baseline_share: float,
         split_salt: str,
         seed: int,
+        window: DenseWindow,
     ) -> None:
         self._policy = policy
         self._features = features
@@ -62,6 +64,7 @@ class Decider:
         self._baseline_share = baseline_share
         self._split_salt = split_salt
         self._seed = seed
+        self._window = window
         self.baseline_action = action.baseline
 
     def decide(self, request_id: str, user_id: str, state: Mapping[str, FeatureValue], actor: Acts | None) -> Decision:
@@ -71,6 +74,7 @@ class Decider:
         is served, and logged, as baseline traffic: nobody must learn an action's value from a page that it did not make.
         """
         columns = self._features.columns([state])
+        self._window.add(columns.dense[0])
         if is_baseline(user_id, self._baseline_share, self._split_salt):
             return Decision(BASELINE, "", list(self.baseline_action), 1.0)
         model_version, mean = "", self.baseline_action

@@ -16,7 +16,7 @@ def probe_columns(features: FeatureSpec, candidate: Candidate, rows: int, genera
     centre = np.zeros(len(features.dense))
     golden = candidate.golden_inputs.get("dense")
     if golden and len(golden[0]) == len(centre):
-        centre = np.asarray(golden[0], np.float64)
+        centre = np.nan_to_num(np.asarray(golden[0], np.float64))  # 0 for a value that was missing
     width = _SPREAD * np.maximum(np.abs(centre), 1.0)
     dense = (centre + width * generator.standard_normal((rows, len(centre)))).astype(np.float32)
 

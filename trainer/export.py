@@ -106,13 +106,15 @@ def _encoder(graph: _Graph, learner: DDPG, encoder: Encoder) -> str:
 
 
 def _zscore(graph: _Graph, learner: DDPG) -> str:
-    """In float64 like the trainer, so that large values with a small spread come out the same."""
+    """In float64 like the trainer, so that large values with a small spread come out the same. A missing value (NaN) becomes 0."""
     constants = learner.features.constants()
     wide = graph.node("Cast", "dense", to=TensorProto.DOUBLE)
     centred = graph.node("Sub", wide, graph.constant(constants.mean_N))
     scaled = graph.node("Div", centred, graph.constant(constants.std_N))
     limit = np.array(constants.clip, np.float64)
-    return graph.node("Cast", graph.node("Clip", scaled, graph.constant(-limit), graph.constant(limit)), to=TensorProto.FLOAT)
+    clipped = graph.node("Clip", scaled, graph.constant(-limit), graph.constant(limit))
+    held = graph.node("Where", graph.node("IsNaN", wide), graph.constant(np.array(0.0, np.float64)), clipped)
+    return graph.node("Cast", held, to=TensorProto.FLOAT)
 
 
 def _sequence(graph: _Graph, ids: str, block: SequenceBlock) -> str:

@@ -25,9 +25,9 @@ class TrainerSettings(Section):
     pessimism: float = Field(1.0, ge=0.0, description="standard deviations of dA/da that the actor must beat to leave the baseline")
     max_grad_norm: float = Field(1.0, gt=0.0, description="gradients are scaled down to this norm, critic and actor each")
     normaliser_half_life_rows: float | None = Field(
-        100_000.0, gt=0.0, description="rows after which a row counts half in the Z-score; none: never"
+        100_000.0, gt=0.0, description="later values of a feature after which a value counts half in its Z-score; none: never"
     )
-    normaliser_warm_up_rows: int = Field(100, ge=2, description="until so many rows were seen features pass as they are")
+    normaliser_warm_up_rows: int = Field(100, ge=2, description="a feature passes as it is, clipped, until so many values of it were seen")
     normaliser_clip: float = Field(5.0, gt=0.0, description="normalised features lie in [-clip, clip]")
     normaliser_min_variance: float = Field(1e-6, gt=0.0, description="floor of a feature's variance, in its own unit squared")
     batch_size: int = Field(256, ge=2, description="transitions a gradient step")

@@ -19,6 +19,7 @@ import torch
 from headrace.policy_settings import PolicySettings
 from headrace.step import Count
 from schemas.dead_letter import DeadLetter
+from schemas.drift import DenseReference, dense_reference, stability_index
 from schemas.policy import ARRIVAL_BIN_MS, Candidate, Lineage
 from schemas.topics import TRANSITIONS
 from trainer.checkpoint import Checkpoint, CheckpointError, read_newest, write_checkpoint
@@ -34,8 +35,10 @@ CATCH_UP = 4.0
 were too few rows to learn from. All at once they would hold up the newest rows for seconds."""
 CATCH_UP_STEPS = 4
 """What a message of a few rows may cause all the same."""
-CHECKPOINT_FORMAT = 2
-"""Of what a checkpoint holds; 1 held torch's optimisers."""
+CHECKPOINT_FORMAT = 3
+"""Of what a checkpoint holds; 1 held torch's optimisers, 2 one weight for all features of a normaliser."""
+REFERENCE_ROWS, NEWEST_ROWS = 4096, 1024
+"""Of the replay buffer: what a version's dense features are described by, and what is compared with it. Without drift their PSI is 0.01."""
 SHAPING_SETTINGS = ("hidden", "head_hidden", "channels", "kernel", "heads")
 """Settings that shape the network: a checkpoint is of exactly these."""
 
@@ -76,6 +79,7 @@ class Worker:
         self.replay = ReplayBuffer(policy.features, policy.action.size, settings.replay_capacity)
         self.held_out = ReplayBuffer(policy.features, policy.action.size, settings.holdout_capacity)
         self.metrics: dict[str, float] = {}
+        self._drift: dict[str, float] = {}
         self._seen = SeenIds(settings.dedup_horizon)
         self._rng = np.random.default_rng(seed)
         self._progress = _Progress()
@@ -129,7 +133,7 @@ class Worker:
         """What the worker looks like now, for /metrics."""
         progress = self._progress
         held = {"replay_rows": self.replay.size, "gradient_steps": self.learner.steps, "skipped_steps": self.learner.skipped_steps}
-        return {**held, "transitions": progress.transitions, "transitions_learned": progress.learned, **self.metrics}
+        return {**held, "transitions": progress.transitions, "transitions_learned": progress.learned, **self.metrics, **self._drift}
 
     def learn(self, partition: int, next_offset: int, batch: pa.RecordBatch, now_ms: int) -> Learned:
         """Take one message: refuse, recognise, remember, and make the gradient steps that its transitions are worth.
@@ -175,13 +179,14 @@ class Worker:
         progress, number = self._progress, self._next_version()
         held_out = self.held_out.rows(np.arange(self.held_out.size))
         measured = gate_metrics(self.learner, held_out, np.random.default_rng([self.seed, number]))
+        reference = self._dense_reference()
         golden = held_out.take(np.array([len(held_out) - 1])).state
         candidate = Candidate(
             policy=self.policy.policy,
             model_version=f"{self.policy.policy}-{number:06d}",
             created_ms=now_ms,
             spec_hash=self.policy.spec_hash,
-            metrics=_finite({**self.metrics, **measured}),
+            metrics=_finite({**self.metrics, **measured, **self._drift}),
             lineage=Lineage(
                 offsets={str(partition): offset for partition, offset in sorted(progress.offsets.items())},
                 seed=self.seed,
@@ -192,6 +197,7 @@ class Worker:
             arrivals_ms={str(start): count for start, count in sorted(progress.arrivals_ms.items())},
             golden_inputs={name: values.tolist() for name, values in onnx_inputs(golden).items()},
             golden_action=self.learner.act(golden)[0].tolist(),
+            dense_reference=reference,
         )
         path = write_candidate(self._candidates, candidate, actor_onnx(self.learner))
         progress.candidates, progress.learned_at_candidate, progress.arrivals_ms = number, progress.learned, {}
@@ -253,6 +259,16 @@ class Worker:
         for arrival_ms, count in zip(arrivals[counts > 0].tolist(), counts[counts > 0].tolist(), strict=True):
             start = arrival_ms // ARRIVAL_BIN_MS * ARRIVAL_BIN_MS
             progress.arrivals_ms[start] = progress.arrivals_ms.get(start, 0) + count
+
+    def _dense_reference(self) -> DenseReference:
+        """What the dense features in the replay buffer look like; notes how far the newest of them are from it."""
+        size = self.replay.size
+        spread = np.linspace(0, size - 1, min(size, REFERENCE_ROWS)).astype(np.int64)
+        reference = dense_reference(self.replay.rows(spread).state.dense)
+        if size >= REFERENCE_ROWS and self.policy.features.dense:
+            newest = self.replay.rows(np.arange(size - NEWEST_ROWS, size)).state.dense
+            self._drift = {"feature_psi_max": float(stability_index(reference, newest).max())}
+        return reference
 
     def _has_news(self) -> bool:
         progress = self._progress

@@ -78,6 +78,14 @@ def test_a_wrong_value_is_refused_by_its_feature_s_name(name: str, value: object
         SPEC.columns([FULL] * others + [{**FULL, name: value}])
 
 
+def test_a_number_without_a_default_is_missing_and_a_wrong_one_is_still_refused() -> None:
+    spec = FeatureSpec(dense=(DenseFeature(name="x"), DenseFeature(name="y", default=float("nan"))))
+    np.testing.assert_array_equal(spec.columns([{"x": 1.0}, {"y": 2.0}]).dense, np.array([[1.0, np.nan], [0.0, 2.0]], np.float32))
+    for state, message in (({"x": float("nan")}, "feature x"), ({"x": 1.0, "y": float("inf")}, "feature y"), ({"y": "2"}, "feature y")):
+        with pytest.raises(WrongStateError, match=f"{message}: expected a finite number"):
+            spec.columns([{"x": 1.0}, state])
+
+
 def test_a_wrong_id_older_than_the_sequence_is_long_is_not_looked_at() -> None:
     assert SPEC.columns([{**FULL, "recent": [7.0, "b", "c", "d"]}]).sequences["recent"].tolist() == [by_hand(FULL)[2]]
 

@@ -8,6 +8,7 @@ from headrace.policy_settings import PolicySettings
 from schemas.features import FeatureSpec, IdFeature
 from serving.actor import ActorError, load_actor
 from serving.decision import ActorFault, Decider
+from serving.drift import DenseWindow
 from serving.exploration import Exploration
 
 
@@ -79,8 +80,23 @@ def test_a_missing_or_malformed_candidate_is_refused(policy: PolicySettings, wri
         load_actor(folder / "absent", policy, 1)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"edges": [[0.0] * 9] * 2, "shares": [[0.1] * 11] * 2},
+        {"edges": [[0.0] * 8], "shares": [[0.1] * 11]},
+        {"edges": [[0.0] * 9], "shares": [[0.1] * 10 + [0.0]]},
+    ],
+)
+def test_a_dense_reference_that_drift_cannot_be_computed_from_is_refused(
+    policy: PolicySettings, write_version: WriteVersion, wrong: dict[str, list[list[float]]]
+) -> None:
+    with pytest.raises(ActorError, match="fusion-000001: its dense_reference is not one of 1 features"):
+        load_actor(write_version(1, dense_reference={"rows": 9, **wrong}), policy, 1)
+
+
 def decider(baseline_share: float = 0.0, sigma: float = 0.2) -> Decider:
-    return Decider("fusion", ACTION, FEATURES, Exploration(ACTION, sigma), baseline_share, "salt", seed=7)
+    return Decider("fusion", ACTION, FEATURES, Exploration(ACTION, sigma), baseline_share, "salt", seed=7, window=DenseWindow(100, 1))
 
 
 class FixedActor:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import httpx
 import msgspec
+import numpy as np
 import pytest
 from fastapi import FastAPI
 from serving_models import ACTION, FEATURES, MemoryProducer, WriteVersion
@@ -13,6 +14,7 @@ from headrace.policy_settings import PolicySettings
 from schemas import exposure as exposures
 from schemas import feedback as feedbacks
 from schemas.avro import avro_format, shipped_schema
+from schemas.drift import dense_reference
 from schemas.event_format import EventFormat, event_format
 from schemas.exposure import Exposure
 from schemas.feedback import Feedback
@@ -111,6 +113,26 @@ def test_act_gives_the_served_versions_action_with_its_density(start: Any) -> No
         "baseline_action": [1.0, 1.0],
     }
     assert body["propensity"] == pytest.approx(Exploration(ACTION, 0.2).density(body["action"], [0.5, 1.5]))
+
+
+def test_drift_is_measured_against_the_version_served_once_the_window_is_full(
+    start: Any, policy: PolicySettings, write_version: WriteVersion
+) -> None:
+    trained_on = np.random.default_rng(0).normal(12.0, 3.0, (4000, 1)).astype(np.float32)
+    write_version(7, dense_reference=dense_reference(trained_on))
+    ModelStore(policy.model_dir, "fusion", policy.spec_hash).promote("fusion-000007", [], now_ms=1)
+    api = start(drift_window_requests=100)
+    for hour in trained_on[:99, 0].tolist():
+        api.client.post("/v1/act", json={"user_id": "u", "state": {"hour": hour}})
+    assert "headrace_serving_feature_psi{" not in api.client.get("/metrics").text
+    api.client.post("/v1/act", json={"user_id": "u", "state": {"hour": 12.0}})
+    before = api.sample("headrace_serving_feature_psi", feature="hour")
+    for _ in range(60):
+        api.client.post("/v1/act", json={"user_id": "u", "state": {"hour": 23.0}})
+    after = api.sample("headrace_serving_feature_psi", feature="hour")
+    assert before is not None
+    assert after is not None
+    assert (before < 0.25, after > 1.0) == (True, True)
 
 
 def test_a_request_without_an_id_is_given_one(start: Any) -> None:

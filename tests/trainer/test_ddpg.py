@@ -173,14 +173,13 @@ def test_baseline_rows_teach_encoder_and_v_but_no_a_and_no_actor_direction() -> 
 
 @pytest.mark.parametrize(
     ("column", "wrong"),
-    [("reward", np.nan), ("reward", np.inf), ("reward", 3e38), ("action", np.nan), ("action", np.inf), ("action", 3e38), ("state", np.nan)],
+    [("reward", np.nan), ("reward", np.inf), ("reward", 3e38), ("action", np.nan), ("action", np.inf), ("action", 3e38)],
 )
 def test_a_batch_with_numbers_that_are_not_finite_changes_no_weight(column: str, wrong: float) -> None:
     learner = trained(steps=3)
     before, state_before = weights(learner), learner.state_dict()["critic_optimiser"]
     rows = random_transitions(50)
-    spoiled = rows.state.dense if column == "state" else getattr(rows, column)
-    spoiled[3] = wrong
+    getattr(rows, column)[3] = wrong
     metrics = learner.learn(rows)
     assert metrics == {"skipped_steps": 1.0}
     assert are_equal(weights(learner), before)

@@ -32,6 +32,7 @@ def random_states(features: FeatureSpec, count: int, seed: int) -> StateColumns:
     rng = np.random.default_rng(seed)
     dense = rng.normal(100.0, 30.0, (count, len(features.dense))).astype(np.float32)
     dense[::7] *= 1e6  # far beyond the clip
+    dense[rng.random(dense.shape) < 0.1] = np.nan  # missing
     ids = [rng.integers(0, feature.buckets, count) for feature in features.ids]
     sequences = {}
     for feature in features.sequences:

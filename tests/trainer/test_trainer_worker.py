@@ -1,13 +1,18 @@
 import json
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnxruntime
 import pytest
 import torch
-from transition_log import batch, batches, page, policy_settings, row, small_settings
+from transition_log import action_spec, batch, batches, page, policy_settings, row, small_settings
 
+from headrace.policy_settings import PolicySettings
 from headrace.step import Count
+from schemas.drift import DenseReference
+from schemas.features import DenseFeature, FeatureSpec
+from serving.actor import load_actor
 from trainer.checkpoint import CheckpointError
 from trainer.worker import Worker
 
@@ -236,7 +241,55 @@ def test_rewards_of_a_size_that_overflows_are_survived(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_an_older_format_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("trainer.worker.CHECKPOINT_FORMAT", 1)
+        patched.setattr("trainer.worker.CHECKPOINT_FORMAT", 2)
         fed(tmp_path, 2).checkpoint(1)
-    with pytest.raises(CheckpointError, match=r"format 1 \(now 2\).*move the folder away"):
+    with pytest.raises(CheckpointError, match=r"format 2 \(now 3\).*move the folder away"):
         worker(tmp_path)
+
+
+MISSING = FeatureSpec(dense=(DenseFeature(name="x"), DenseFeature(name="y", default=float("nan"))))
+
+
+def test_a_feature_that_states_lack_is_learned_around_exported_and_loaded(tmp_path: Path) -> None:
+    policy = PolicySettings(action=action_spec(2), features=MISSING, model_dir=tmp_path / "models")
+    made = Worker(small_settings(holdout_share=0.4), policy, tmp_path / "state", "0.1.0", seed=7)
+    rng = np.random.default_rng(0)
+    pages = [page(rng) for _ in range(200)]
+    for number, shown in enumerate(pages):
+        if number % 3 == 0 or number == 199:
+            del shown["state"]["y"]  # type: ignore[attr-defined]
+    # the newest held-out row, which becomes the golden one, has no y
+    made.learn(0, 1, batch([row(number, shown, None) for number, shown in enumerate(pages)]), 0)
+    seen = [shown["state"]["y"] for shown in pages if "y" in shown["state"]]  # type: ignore[index,operator]
+    constants = made.learner.features.constants()
+    assert made.learner.features.seen_N.tolist() == [200, len(seen)]
+    assert constants.mean_N[1] == pytest.approx(np.mean(np.array(seen, np.float32), dtype=np.float64))
+    while not np.isnan(made.held_out.rows(np.array([made.held_out.size - 1])).state.dense[0, 1]):
+        number = made.offsets[0]
+        made.learn(0, number + 1, batch([row(1000 + number, {**pages[0], "action": [1.0, 1.0]}, None)]), 0)
+    path = made.write_candidate(1)
+    assert path is not None
+    assert candidate(path)["golden_inputs"]["dense"][0][1] is None  # type: ignore[index]
+    actor = load_actor(path, policy, 1)
+    columns = MISSING.columns([{"x": 40.0}, {"x": 40.0, "y": float(constants.mean_N[1])}])
+    assert np.isnan(columns.dense[0, 1])
+    np.testing.assert_allclose(actor.act(columns), made.learner.act(columns), atol=1e-6)
+    np.testing.assert_allclose(actor.act(columns)[0], actor.act(columns)[1], atol=1e-6)
+
+
+def test_a_version_brings_what_its_dense_features_looked_like_and_drift_is_a_gauge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.worker.REFERENCE_ROWS", 180)
+    monkeypatch.setattr("trainer.worker.NEWEST_ROWS", 40)
+    made = fed(tmp_path, 4)
+    assert "feature_psi_max" not in made.gauges()  # too few rows to tell
+    made.learn(0, 20, batches(4, 2, start=400)[0], 0)
+    first = candidate(made.write_candidate(1))
+    made.learn(0, 21, batches(4, 2, start=500)[1], 0)
+    rows = [row(900 + number, {"state": {"x": 90.0, "y": 0.0}, "action": [1.0, 1.0]}, None) for number in range(60)]
+    made.learn(0, 22, batch(rows), 0)
+    second = candidate(made.write_candidate(2))
+    reference = msgspec.convert(first["dense_reference"], DenseReference)
+    assert 30 < reference.edges[0][0] < reference.edges[0][4] < 55  # x is drawn around 50, 10 wide
+    assert reference.edges[0][8] < 70
+    assert first["metrics"]["feature_psi_max"] < 0.6 < second["metrics"]["feature_psi_max"]  # type: ignore[index]
+    assert made.gauges()["feature_psi_max"] == second["metrics"]["feature_psi_max"]  # type: ignore[index]
