@@ -106,6 +106,7 @@ class Api:
     ) -> None:
         self._settings = settings
         self._action = policy.action
+        self._spec_hash = policy.spec_hash
         self._versions = versions
         self._producer = producer
         self._metrics = metrics
@@ -146,6 +147,7 @@ class Api:
             "action": decision.action,
             "propensity": decision.propensity,
             "baseline_action": self._decider.baseline_action,
+            "spec_hash": self._spec_hash,
         }
 
     async def rank(self, request: Request) -> Response:
@@ -185,6 +187,7 @@ class Api:
             state=asked.state,
             action=decision.action,
             propensity=decision.propensity,
+            spec_hash=self._spec_hash,
             items=[
                 ExposedItem(candidate.item_id, position, candidate.scores, candidate.features) for position, candidate in enumerate(shown)
             ],

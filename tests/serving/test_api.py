@@ -16,6 +16,7 @@ from schemas.avro import avro_format, shipped_schema
 from schemas.event_format import EventFormat, event_format
 from schemas.exposure import Exposure
 from schemas.feedback import Feedback
+from schemas.state_reader import StateReader
 from serving.app import create_app
 from serving.exploration import Exploration
 from serving.metrics import ServingMetrics
@@ -97,7 +98,7 @@ def promoted(policy: PolicySettings, write_version: WriteVersion) -> None:
 
 
 @pytest.mark.usefixtures("promoted")
-def test_act_gives_the_served_versions_action_with_its_density(start: Any) -> None:
+def test_act_gives_the_served_versions_action_with_its_density(start: Any, policy: PolicySettings) -> None:
     answer = start(explore_sigma=0.2).client.post("/v1/act", json=ACT)
     assert answer.status_code == 200
     body = answer.json()
@@ -109,6 +110,7 @@ def test_act_gives_the_served_versions_action_with_its_density(start: Any) -> No
         "action": None,
         "propensity": None,
         "baseline_action": [1.0, 1.0],
+        "spec_hash": policy.spec_hash,
     }
     assert body["propensity"] == pytest.approx(Exploration(ACTION, 0.2).density(body["action"], [0.5, 1.5]))
 
@@ -121,7 +123,7 @@ def test_a_request_without_an_id_is_given_one(start: Any) -> None:
 
 
 @pytest.mark.usefixtures("promoted")
-def test_rank_orders_by_the_fused_score_and_logs_exactly_the_page_that_it_gave(start: Any) -> None:
+def test_rank_orders_by_the_fused_score_and_logs_exactly_the_page_that_it_gave(start: Any, policy: PolicySettings) -> None:
     api = start(explore_sigma=0.0)
     body = api.client.post("/v1/rank", json=RANK).json()
     assert [(item["item_id"], item["position"]) for item in body["items"]] == [("b", 0), ("c", 1)]
@@ -141,12 +143,13 @@ def test_rank_orders_by_the_fused_score_and_logs_exactly_the_page_that_it_gave(s
         "state": STATE,
         "action": [0.5, 1.5],
         "propensity": 1.0,
+        "spec_hash": policy.spec_hash,
         "items": [
             {"item_id": "b", "position": 0, "scores": {"click": 0.4, "pay": 0.3}, "features": {}},
             {"item_id": "c", "position": 1, "scores": {"click": 0.3, "pay": 0.2}, "features": {}},
         ],
     }
-    FEATURES.columns([logged.state])
+    StateReader(FEATURES).columns([logged.state])
 
 
 @pytest.mark.usefixtures("promoted")

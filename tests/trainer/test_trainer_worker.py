@@ -5,9 +5,10 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from transition_log import batch, batches, page, policy_settings, row, small_settings
+from transition_log import FEATURES, batch, batches, page, policy_settings, row, small_settings
 
 from headrace.step import Count
+from schemas.features import DenseFeature
 from trainer.checkpoint import CheckpointError
 from trainer.worker import Worker
 
@@ -219,6 +220,25 @@ def test_a_checkpoint_of_another_network_is_refused_in_one_line(tmp_path: Path, 
     assert "\n" not in str(caught.value)
 
 
+def test_a_checkpoint_of_other_features_is_refused_by_their_names(tmp_path: Path) -> None:
+    made = fed(tmp_path, 2)
+    made.checkpoint(1)
+    features = FEATURES.model_copy(update={"dense": (*FEATURES.dense, DenseFeature(name="z")), "ids": ()})
+    other = made.policy.model_copy(update={"features": features})
+    with pytest.raises(CheckpointError, match=r"spec_hash .*features: dense z is new; ids city is gone; set it back") as caught:
+        Worker(made.settings, other, tmp_path / "state", "0.1.0", seed=7)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_candidate_says_what_features_and_which_normaliser_it_was_made_with(tmp_path: Path) -> None:
+    made = fed(tmp_path, 10)
+    written = candidate(made.write_candidate(1))
+    assert written["features"] == FEATURES.model_dump(mode="json")
+    constants = made.learner.features.constants()
+    assert written["normaliser"] == {"mean": constants.mean_N.tolist(), "std": constants.std_N.tolist(), "clip": constants.clip}
+    assert constants.std_N.min() > 0.5 and constants.mean_N[0] == pytest.approx(50, abs=3)
+
+
 def test_a_checkpoint_goes_on_with_another_learning_rate_and_replay_size(tmp_path: Path) -> None:
     fed(tmp_path, 5).checkpoint(1)
     smaller = worker(tmp_path, critic_learning_rate=1e-4, replay_capacity=64)
@@ -238,5 +258,5 @@ def test_a_checkpoint_of_an_older_format_is_refused_in_one_line(tmp_path: Path, 
     with monkeypatch.context() as patched:
         patched.setattr("trainer.worker.CHECKPOINT_FORMAT", 1)
         fed(tmp_path, 2).checkpoint(1)
-    with pytest.raises(CheckpointError, match=r"format 1 \(now 2\).*move the folder away"):
+    with pytest.raises(CheckpointError, match=r"format 1 \(now 3\).*move the folder away"):
         worker(tmp_path)
