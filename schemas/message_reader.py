@@ -19,12 +19,13 @@ from msgspec import Raw, Struct, defstruct
 
 from schemas.codec import UNREADABLE, decode_served_state
 from schemas.exposure import Propensity, SpecHash
-from schemas.features import FeatureSpec, WrongStateError
-from schemas.id_hash import Ints, crcs_of_column
-from schemas.raw_columns import ColumnMaker, Floats, IdLists, RawColumns, UnboundedError
+from schemas.features import FeatureSpec, VectorFeature, WrongStateError
+from schemas.raw_columns import ColumnMaker, Floats, OpenColumns, TextLists, UnboundedError
 from schemas.state_columns import StateColumns
 from schemas.state_reader import Codes, StateReader
 
+_DECODED_AT_ONCE = 128
+"""Messages whose structs are alive together: some hundred kilobytes, which stay in the processor's cache until they are columns."""
 _MAX_ORDERS = 8
 """Orders of fields whose structs are kept: as many producers, more or less."""
 _decode_list = msgspec.json.Decoder(list[str | float]).decode
@@ -65,6 +66,7 @@ class MessageReader:
         self._decoders: dict[tuple[str, ...], Callable[[bytes], Any]] = {}
         keys = self._fields
         self._numbers = _tuple_of([keys[feature.key] for feature in spec.dense])
+        self._pack = Packed(f"{len(spec.dense)}d").pack
         self._ids = [attrgetter(keys[feature.key]) for feature in spec.ids]
         self._lists = [attrgetter(keys[feature.key]) for feature in spec.lists]
         self._code_strings = [attrgetter(keys[feature.key]) for feature in spec.binary_sequences]
@@ -72,22 +74,41 @@ class MessageReader:
 
     def read(self, messages: Sequence[bytes]) -> Served:
         """All of them. Raises one of READ_ERRORS where one cannot be read: `why_not` says which, and why."""
+        opened, actions, spec_hashes = self.open(messages)
+        return Served(self._maker.columns(opened.raw()), actions, spec_hashes)
+
+    def open(self, messages: Sequence[bytes]) -> tuple[OpenColumns, list[list[float]], list[str]]:
+        """The states as columns, their ids not hashed yet; and an action and a specification hash a message."""
         decode = self._decoder(messages)
-        served = [decode(message) for message in messages]
-        states = [message.state for message in served]
-        columns = self._maker.columns(
-            RawColumns(
-                self._dense(states),
-                self._columns_of_ids(states),
-                self._columns_of_codes(states),
-                [
-                    id_lists([bytes(raw_of(state)) for state in states], feature.length)
-                    for feature, raw_of in zip(self.spec.lists, self._lists, strict=True)
-                ],
-                [self._column_of_vectors(states, place) for place in range(len(self._vectors))],
-            )
+        numbers: list[bytes] = []
+        texts: list[list[str]] = [[] for _ in self._ids]
+        lists: list[list[bytes]] = [[] for _ in self._lists]
+        codes: list[list[int]] = [[] for _ in self._codes]
+        vectors: list[list[list[float]]] = [[] for _ in self._vectors]
+        actions: list[list[float]] = []
+        spec_hashes: list[str] = []
+        for start in range(0, len(messages), _DECODED_AT_ONCE):
+            served = [decode(message) for message in messages[start : start + _DECODED_AT_ONCE]]
+            states = [message.state for message in served]
+            actions += [message.action for message in served]
+            spec_hashes += [message.spec_hash for message in served]
+            numbers += [self._pack(*values) for values in map(self._numbers, states)]
+            for column, text_of in zip(texts, self._ids, strict=True):
+                column.extend(map(text_of, states))
+            for raws, raw_of in zip(lists, self._lists, strict=True):
+                raws.extend(map(bytes, map(raw_of, states)))
+            for found, known, code_of in zip(codes, self._codes, self._code_strings, strict=True):
+                found.extend(known[code_of(state)] for state in states)
+            for found_vectors, vector_of in zip(vectors, self._vectors, strict=True):
+                found_vectors.extend(map(vector_of, states))
+        opened = OpenColumns(
+            np.frombuffer(b"".join(numbers), np.float64).reshape(len(messages), len(self.spec.dense)),
+            [pa.array(column, pa.string()) for column in texts],
+            [np.array(found, np.int64) for found in codes],
+            [text_lists(raws, feature.length) for feature, raws in zip(self.spec.lists, lists, strict=True)],
+            [_matrix(feature, found) for feature, found in zip(self.spec.vectors, vectors, strict=True)],
         )
-        return Served(columns, [message.action for message in served], [message.spec_hash for message in served])
+        return opened, actions, spec_hashes
 
     def why_not(self, message: bytes) -> Exception | None:
         """Why this message cannot be read; None where it can. WrongStateError names the feature."""
@@ -100,33 +121,6 @@ class MessageReader:
                 return named
             return error
         return None
-
-    def _dense(self, states: Sequence[Any]) -> Floats:
-        size = len(self.spec.dense)
-        pack, numbers = Packed(f"{size}d").pack, self._numbers
-        packed = b"".join([pack(*numbers(state)) for state in states]) if size else b""
-        return np.frombuffer(packed, np.float64).reshape(len(states), size)
-
-    def _columns_of_ids(self, states: Sequence[Any]) -> Ints:
-        columns = [crcs_of_column(pa.array(map(id_of, states), pa.string(), size=len(states))) for id_of in self._ids]
-        return np.stack(columns, axis=1) if columns else np.empty((len(states), 0), np.int64)
-
-    def _columns_of_codes(self, states: Sequence[Any]) -> Ints:
-        columns = [
-            np.fromiter((codes[code_of(state)] for state in states), np.int64, len(states))
-            for codes, code_of in zip(self._codes, self._code_strings, strict=True)
-        ]
-        return np.stack(columns, axis=1) if columns else np.empty((len(states), 0), np.int64)
-
-    def _column_of_vectors(self, states: Sequence[Any], place: int) -> Floats:
-        feature, vector_of = self.spec.vectors[place], self._vectors[place]
-        vectors = [vector_of(state) for state in states]
-        zeros = [0.0] * feature.size
-        wrong = next((vector for vector in vectors if vector is not _NO_VECTOR and len(vector) != feature.size), None)
-        if wrong is not None:
-            raise WrongStateError(f"feature {feature.name}: expected {feature.size} numbers, got {len(wrong)}")
-        cells = chain.from_iterable(zeros if vector is _NO_VECTOR else vector for vector in vectors)
-        return np.fromiter(cells, np.float64, len(vectors) * feature.size).reshape(len(vectors), feature.size)
 
     def _decoder(self, messages: Sequence[bytes]) -> Callable[[bytes], Any]:
         """The decoder for the order in which the first message has its features."""
@@ -171,7 +165,16 @@ def _tuple_of(names: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:
     return attrgetter(*names) if names else lambda _: ()
 
 
-def id_lists(lists: Sequence[bytes], length: int) -> IdLists:
+def _matrix(feature: VectorFeature, vectors: Sequence[list[float]]) -> Floats:
+    wrong = next((vector for vector in vectors if vector is not _NO_VECTOR and len(vector) != feature.size), None)
+    if wrong is not None:
+        raise WrongStateError(f"feature {feature.name}: expected {feature.size} numbers, got {len(wrong)}")
+    zeros = [0.0] * feature.size
+    cells = chain.from_iterable(zeros if vector is _NO_VECTOR else vector for vector in vectors)
+    return np.fromiter(cells, np.float64, len(vectors) * feature.size).reshape(len(vectors), feature.size)
+
+
+def text_lists(lists: Sequence[bytes], length: int) -> TextLists:
     """JSON lists of strings as one column; at least their newest `length`.
 
     Raises one of UNREADABLE where one is no list of strings and numbers, TypeError where one of the newest is a number.
@@ -183,20 +186,17 @@ def id_lists(lists: Sequence[bytes], length: int) -> IdLists:
         flat = list(chain.from_iterable(opened))
         if not all(isinstance(value, str) for value in flat):
             raise TypeError("an id is a string")
-        return IdLists(crcs_of_column(pa.array(flat, pa.string())), lengths)
-    values, lengths = plain
-    return IdLists(crcs_of_column(values), lengths)
+        return TextLists(pa.array(flat, pa.string()), lengths)
+    return plain
 
 
-def _split(lists: Sequence[bytes]) -> tuple[pa.StringArray, Ints] | None:
+def _split(lists: Sequence[bytes]) -> TextLists | None:
     """Lists as most producers write them, `["a","b"]` without escapes and spaces, taken apart at `","`; None where one is otherwise.
 
-    They are JSON already. So if no piece holds a quote, every quote was one of a string's own, and the pieces are the strings.
+    They are JSON already. So if there are twice as many quotes as pieces, none lies within a piece, and the pieces are the strings.
     """
     is_empty = np.fromiter((ids == b"[]" for ids in lists), np.bool_, len(lists))
-    if not all(ids.startswith(b'["') and ids.endswith(b'"]') for ids in lists if ids != b"[]"):
-        return None
-    if any(b"\\" in ids for ids in lists):
+    if any(b"\\" in ids or not ids.startswith(b'["') or not ids.endswith(b'"]') for ids in lists if ids != b"[]"):
         return None
     inner = pa.array([ids[2:-2] for ids in lists], pa.binary(), size=len(lists))
     try:
@@ -204,10 +204,10 @@ def _split(lists: Sequence[bytes]) -> tuple[pa.StringArray, Ints] | None:
     except pa.ArrowInvalid:
         return None
     values = pieces.flatten()
-    if pc.any(pc.match_substring(values, '"')).as_py():
+    if sum(ids.count(b'"') for ids in lists) != 2 * (len(values) - int(is_empty.sum())):
         return None
     lengths = np.diff(pieces.offsets.to_numpy()).astype(np.int64)
     if is_empty.any():  # of an empty list the split makes one empty string
         values = values.filter(pa.array(np.repeat(~is_empty, lengths)))
         lengths = np.where(is_empty, 0, lengths)
-    return values, lengths
+    return TextLists(values, lengths)

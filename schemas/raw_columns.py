@@ -1,12 +1,14 @@
 """What was read of states, before hashing: numbers, the numbers of ids, lists; and how the encoder's columns are made of it."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from schemas.features import FeatureSpec
-from schemas.id_hash import PADDING, Ints, crossed, rows_of
+from schemas.id_hash import PADDING, Ints, crcs_of_column, crossed, rows_of
 from schemas.state_columns import StateColumns
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -46,6 +48,30 @@ class RawColumns:
     codes: Ints
     lists: list[IdLists]
     vectors: list[Floats]
+
+
+class TextLists(NamedTuple):
+    """B lists of strings: all of them one list after the other, and how many each list has."""
+
+    values: pa.StringArray
+    lengths: Ints
+
+
+class OpenColumns(NamedTuple):
+    """B states as their messages have them, column by column, feature by feature; ids are strings still."""
+
+    dense: Floats
+    ids: list[pa.StringArray]
+    codes: list[Ints]
+    lists: list[TextLists]
+    vectors: list[Floats]
+
+    def raw(self) -> RawColumns:
+        """With numbers for the ids: every distinct id of a column is hashed once."""
+        lists = [IdLists(crcs_of_column(values), lengths) for values, lengths in self.lists]
+        ids = crcs_of_column(pa.concat_arrays(self.ids)) if self.ids else np.empty(0, np.int64)
+        codes = np.stack(self.codes, axis=1) if self.codes else np.empty((len(self.dense), 0), np.int64)
+        return RawColumns(self.dense, ids.reshape(len(self.ids), len(self.dense)).T, codes, lists, self.vectors)
 
 
 class ColumnMaker:

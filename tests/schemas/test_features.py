@@ -5,6 +5,7 @@ import math
 from zlib import crc32
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -271,3 +272,12 @@ def test_the_memory_of_ids_is_bounded_and_forgetting_changes_nothing(monkeypatch
     assert [hashes[name] for name in names] == [crc32(name.encode()) if name else -1 for name in names]
     assert len(hashes) <= 10
     assert "x" * 65 not in hashes
+
+
+def test_a_column_of_ids_has_the_numbers_of_its_ids_one_by_one() -> None:
+    texts = ["", *("x" * length for length in range(1, 70)), *(chr(200 + number) * number for number in range(40)), "b" * 500, None]
+    column = pa.array(["not looked at", *texts, *reversed(texts)]).slice(1)
+    expected = [crc32(text.encode()) if text else -1 for text in [*texts, *reversed(texts)]]
+    assert id_hash.crcs_of_column(column).tolist() == expected
+    assert id_hash.crcs_of_column(pa.array(["", None], pa.string())).tolist() == [-1, -1]
+    assert id_hash.crcs_of_column(pa.array([], pa.string())).tolist() == []
