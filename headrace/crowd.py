@@ -38,6 +38,7 @@ class _Answer(msgspec.Struct):
     model_version: str
     action: list[float]
     propensity: float
+    spec_hash: str = ""
     items: list[_Item] = []
     logged: bool = True
 
@@ -163,6 +164,7 @@ class Crowd:
             state=page.state,
             action=answer.action,
             propensity=answer.propensity,
+            spec_hash=answer.spec_hash,
             items=exposed_items(items),
         )
         self.counts.exposures[visitor.way] += 1

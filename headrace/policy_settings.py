@@ -1,9 +1,12 @@
 """The policy: its name, action, features and model store. Trainer, version controller and serving share it."""
 
 from pathlib import Path
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator
+from pydantic_settings import NoDecode
 
+from headrace.feature_file import read_feature_file
 from headrace.settings import Section
 from schemas.action import ActionSpec, spec_hash
 from schemas.exposure import BASELINE
@@ -23,8 +26,18 @@ class PolicySettings(Section):
 
     policy: str = Field("fusion", pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$", description="name of the policy; `baseline` is taken")
     action: ActionSpec = Field(default_factory=lambda: ActionSpec.model_validate({}), description="the numbers that the policy sets")
-    features: FeatureSpec = Field(DEFAULT_FEATURES, description="the features of a state; whatever else a state holds is not read")
+    features: Annotated[FeatureSpec, NoDecode] = Field(
+        DEFAULT_FEATURES, description="the features of a state, as a table here or the path of a TOML file; nothing else of a state is read"
+    )
     model_dir: Path = Field(Path("var/models"), description="model store: {model_dir}/{policy}/candidates/{model_version}/")
+
+    @field_validator("features", mode="before")
+    @classmethod
+    def _from_a_file(cls, features: Any) -> Any:
+        """A path, or JSON from the environment."""
+        if isinstance(features, str) and features.lstrip().startswith("{"):
+            return FeatureSpec.model_validate_json(features)
+        return read_feature_file(Path(features)) if isinstance(features, str | Path) else features
 
     @field_validator("policy")
     @classmethod

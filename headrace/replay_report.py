@@ -11,7 +11,7 @@ from rich.table import Table
 
 from headrace.logs.recorded_log import RecordedLog
 from schemas.codec import UNREADABLE, batch_kinds, decode_served_state
-from schemas.features import DenseFeature, FeatureSpec, IdFeature, SequenceFeature
+from schemas.features import FeatureSpec
 from schemas.transition import reward_column
 
 
@@ -110,9 +110,8 @@ class FeatureCoverage:
     """In which share of the pages each feature of the specification was there: a feature that never is teaches nothing."""
 
     def __init__(self, features: FeatureSpec) -> None:
-        named: tuple[DenseFeature | IdFeature | SequenceFeature, ...] = (*features.dense, *features.ids, *features.sequences)
-        self._names = [feature.name for feature in named]
-        self._known = frozenset(self._names)
+        self._keys = {feature.name: feature.key for feature in features.read()}
+        self._known = frozenset(self._keys.values())
         self._present: Counter[frozenset[str]] = Counter()
         """Pages by which of the features they have: in a log there are few such sets."""
 
@@ -128,7 +127,9 @@ class FeatureCoverage:
     def shares(self) -> dict[str, float]:
         """From 0 (never) to 1, by feature."""
         pages = self._present.total()
-        return {name: sum(n for names, n in self._present.items() if name in names) / pages if pages else 0.0 for name in self._names}
+        return {
+            name: sum(n for keys, n in self._present.items() if key in keys) / pages if pages else 0.0 for name, key in self._keys.items()
+        }
 
 
 def _quantile_s(delays_ms: "np.ndarray[Any, np.dtype[np.int64]]", percent: int) -> float | None:

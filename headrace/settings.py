@@ -9,6 +9,8 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
+from headrace.toml_line import toml_line
+
 CONFIG_VARIABLE = "HEADRACE_CONFIG"
 DEFAULT_CONFIG = "headrace.toml"
 
@@ -90,9 +92,22 @@ def load(section: type[S], **overrides: Any) -> S:
         is_secret = "Secret" in str(section.model_fields[name].annotation) if name in section.model_fields else False
         value = f" = {first['input']!r:.80}" if first["type"] != "extra_forbidden" and not is_secret else ""
         known = f"; known settings: {', '.join(section.model_fields)}" if first["type"] == "extra_forbidden" else ""
-        raise ConfigError(f"setting {section.section}.{name}{value}: {message}{known}") from error
+        raise ConfigError(f"setting {section.section}.{name}{value}: {message}{known}{_place(section.section, first)}") from error
     except SettingsError as error:
         raise ConfigError(f"setting {section.section}: {error}: {error.__cause__}") from error
+
+
+def _place(section: str, error: Any) -> str:
+    """The line of the TOML file that a wrong value is on, where it comes from there."""
+    path = config_file()
+    if path is None:
+        return ""
+    place = (section, *error["loc"])
+    found: Any = _read_toml(path)
+    for part in place if error["type"] != "missing" else place[:-1]:
+        found = found.get(part) if isinstance(found, dict) else found[part] if isinstance(found, list) else None
+    line = toml_line(path.read_text(), place) if found == error["input"] else None
+    return "" if line is None else f" ({path} line {line})"
 
 
 class StreamSettings(Section):

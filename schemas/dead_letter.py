@@ -14,6 +14,7 @@ Reason = Literal[
     "unknown_kind",
     "wrong_state",
     "wrong_action",
+    "wrong_spec",
 ]
 
 

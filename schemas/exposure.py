@@ -11,8 +11,12 @@ TimestampMs = Annotated[int, Meta(ge=0, le=253_402_300_799_999)]
 ModelVersion = Annotated[str, Meta(max_length=256)]
 """Empty where no version was served. Bounded as ids are: in a batch each row of a page holds it."""
 Position = Annotated[int, Meta(ge=0, le=2**31 - 1)]
-FeatureValue = float | str | list[str]
-"""A dense feature is a number, an id a string, a sequence a list of ids, newest last."""
+Propensity = Annotated[float, Meta(gt=0.0)]
+"""Of an action: its probability density under the policy that chose it."""
+SpecHash = Annotated[str, Meta(max_length=64)]
+"""Of the action and feature specification that a page was served with; empty where nothing is known of it."""
+FeatureValue = float | str | list[str | float]
+"""A number, an id or code, a list of ids (newest last), or a vector of numbers: the feature specification says which it is."""
 
 BASELINE = "baseline"
 """The `policy` of traffic that no policy touched: it teaches the encoder and V, never an actor."""
@@ -31,7 +35,8 @@ class Exposure(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """One shown page, keyed by `user_id`.
 
     `action` has the length and order of the action specification; `propensity` is the probability density of that action
-    under the policy that chose it (1.0 where the choice was deterministic). `state` holds the features exactly as served.
+    under the policy that chose it (1.0 where the choice was deterministic). `state` holds the features exactly as served, `spec_hash`
+    names the specification that they were served with: a trainer of another one refuses the page.
     """
 
     version: Literal[1] = 1
@@ -43,7 +48,8 @@ class Exposure(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     model_version: ModelVersion = ""
     state: dict[str, FeatureValue]
     action: list[float]
-    propensity: Annotated[float, Meta(gt=0.0)] = 1.0
+    propensity: Propensity = 1.0
+    spec_hash: SpecHash = ""
     items: Annotated[list[ExposedItem], Meta(min_length=1, max_length=10_000)]
 
 
@@ -70,14 +76,16 @@ class ExposureKey(Struct, forbid_unknown_fields=True, gc=False):
     policy: Id = BASELINE
     model_version: ModelVersion = ""
     propensity: Raw = Raw(b"1.0")
+    spec_hash: Raw = Raw(b'""')
 
 
 class ServedState(Struct):
-    """What the trainer opens of an exposure: the state, the action and how likely that action was."""
+    """What the trainer opens of an exposure: the state, the action, how likely that action was, and what it was served with."""
 
     state: dict[str, FeatureValue]
     action: list[float]
-    propensity: Annotated[float, Meta(gt=0.0)] = 1.0
+    propensity: Propensity = 1.0
+    spec_hash: SpecHash = ""
 
 
 EXAMPLE = Exposure(

@@ -1,71 +1,185 @@
-"""The feature specification: it turns served states into the encoder's input columns, in the trainer and in serving alike."""
+"""The feature specification: one list of features generates the preprocessing, the network, the graph's inputs and the docs table."""
 
 import math
-from array import array
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
-from operator import itemgetter
-from typing import Any, Literal, Self
-from zlib import crc32
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-import numpy as np
-import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, WithJsonSchema, field_serializer, field_validator, model_validator
 
-from schemas.exposure import FeatureValue
+from schemas.state_columns import DENSE, IDS, PLAIN, list_input
 
-PADDING = 0
-"""Row 0 of every embedding table: no id."""
-
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
+_UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
+_MAX_ROWS = 1 << 24
+"""Of a table that is not hashed: a code with more values than this has too many windows or digits."""
 
 
 class WrongStateError(ValueError):
     """A state whose feature has the wrong type or is not a finite number; the message names the feature."""
 
 
-class DenseFeature(BaseModel):
-    """A number; `default` where a state does not have it. A default of nan: it is missing, no value stands for it."""
+class _Feature(BaseModel):
+    """What every feature has: `name` is what it is called in the model, `source` its key in the state (by default the same)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str = Field(min_length=1)
-    default: float = 0.0
+    source: str = ""
+
+    @property
+    def key(self) -> str:
+        """The key of the state that it reads."""
+        return self.source or self.name
 
 
-class IdFeature(BaseModel):
-    """A category, hashed into `buckets` rows of an embedding table of `dim` columns."""
+class _HashedFeature(BaseModel):
+    """Ids that are hashed into `buckets` rows of an embedding table of `dim` columns."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    name: str = Field(min_length=1)
-    buckets: int = Field(1024, ge=2)
+    table: Literal["hash"] = "hash"
+    buckets: int = Field(1024, ge=2, lt=1 << 31)
     dim: int = Field(8, ge=1)
 
+    @field_validator("table", mode="before")
+    @classmethod
+    def _known_table(cls, table: Any) -> Any:
+        if table == "dynamic":
+            raise ValueError('dynamic tables are not supported; use "hash" with enough buckets')
+        return table
 
-class SequenceFeature(BaseModel):
-    """The newest `length` ids of a list, hashed like an id; shorter lists are padded in front."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    name: str = Field(min_length=1)
+class DenseFeature(_Feature):
+    """A number; `default` where a state does not have it. A default of nan: it is missing, no value stands for it.
+
+    `log_zscore` takes sign(x) log(1 + |x|) first; `none` passes x as it is.
+    """
+
+    default: Annotated[float, WithJsonSchema({"anyOf": [{"type": "number"}, {"const": "nan"}]})] = 0.0
+    normalisation: Literal["zscore", "log_zscore", "none"] = "zscore"
+
+    @field_validator("default")
+    @classmethod
+    def _is_finite_or_missing(cls, default: float) -> float:
+        if math.isinf(default):
+            raise ValueError("expected a finite number, or nan for a value that may be missing")
+        return default
+
+    @field_validator("normalisation")
+    @classmethod
+    def _can_be_missing_only_where_normalised(cls, normalisation: str, others: ValidationInfo) -> str:
+        if normalisation == "none" and math.isnan(others.data.get("default", 0.0)):
+            raise ValueError("a number that passes as it is needs a default: only the Z-score has a value for a missing one")
+        return normalisation
+
+    @field_serializer("default", when_used="json")
+    def _without_nan(self, default: float) -> float | str:
+        """JSON has no NaN, and a specification must be the same one once it was written and read."""
+        return "nan" if math.isnan(default) else default
+
+
+class IdFeature(_Feature, _HashedFeature):
+    """A category; `default` where a state does not have it (empty: no id, row 0)."""
+
+    default: str = ""
+
+
+class MultiIdFeature(_Feature, _HashedFeature):
+    """A set of ids, the newest `length` of a list: their embeddings are pooled into one."""
+
+    default: tuple[str, ...] = ()
     length: int = Field(20, ge=1)
-    buckets: int = Field(4096, ge=2)
+    pooling: Literal["mean", "sum", "max"] = "mean"
+
+
+class SequenceFeature(_Feature, _HashedFeature):
+    """The newest `length` ids of a list, in order; shorter lists are padded in front.
+
+    `cnn`: the matrix of their embeddings goes through a 1-D CNN, then maximum and mean. `attention`: their embeddings' mean, weighted by
+    a learned query.
+    """
+
+    default: tuple[str, ...] = ()
+    length: int = Field(20, ge=1)
+    pooling: Literal["cnn", "attention"] = "cnn"
+    buckets: int = Field(4096, ge=2, lt=1 << 31)
     dim: int = Field(16, ge=1)
 
 
-@dataclass(frozen=True)
-class StateColumns:
-    """B states as columns: dense [B, N] float32 (NaN: missing), ids [B, I] int64, and one int64 [B, T] a sequence."""
+class BinarySequenceFeature(_Feature):
+    """A habit as one code: a string of digits, one for each window, smallest first. Every code has its own row: nothing is hashed.
 
-    dense: npt.NDArray[np.float32]
-    ids: npt.NDArray[np.int64]
-    sequences: dict[str, npt.NDArray[np.int64]]
+    With `digits` 2: whether it happened within the window; with N: how often, N - 1 standing for more, too.
+    """
 
-    def __len__(self) -> int:
-        return len(self.dense)
+    windows: tuple[str, ...] = Field(("1h", "6h", "1d", "3d", "1w"), min_length=1)
+    digits: int = Field(2, ge=2, le=10)
+    dim: int = Field(8, ge=1)
 
-    def take(self, rows: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> "StateColumns":
-        """Some of the rows."""
-        return StateColumns(self.dense[rows], self.ids[rows], {name: ids[rows] for name, ids in self.sequences.items()})
+    @property
+    def windows_ms(self) -> tuple[int, ...]:
+        """The windows' lengths."""
+        return tuple(int(window[:-1]) * _UNITS_MS[window[-1]] for window in self.windows)
+
+    @property
+    def rows(self) -> int:
+        """Rows of its table: no code, and every code."""
+        return int(1 + self.digits ** len(self.windows))
+
+    @model_validator(mode="after")
+    def _windows_are_durations_that_grow(self) -> Self:
+        wrong = [window for window in self.windows if not re.fullmatch(r"[1-9]\d{0,5}[smhdw]", window)]
+        if wrong:
+            raise ValueError(f"window {wrong[0]!r}: expected a number and one of s, m, h, d, w, such as 6h")
+        if any(later <= earlier for earlier, later in zip(self.windows_ms, self.windows_ms[1:], strict=False)):
+            raise ValueError(f"windows must grow, got {', '.join(self.windows)}")
+        if self.rows > _MAX_ROWS:
+            raise ValueError(f"{self.digits} digits in {len(self.windows)} windows are more than {_MAX_ROWS} codes")
+        return self
+
+
+class CrossFeature(BaseModel):
+    """The combination of some id and binary-sequence features of this specification, hashed as one id; none where one is missing."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str = Field(min_length=1)
+    of: tuple[str, ...] = Field(min_length=2)
+    buckets: int = Field(4096, ge=2, lt=1 << 31)
+    dim: int = Field(8, ge=1)
+
+
+class VectorFeature(_Feature):
+    """A list of `size` numbers, such as a text's embedding; zeros where a state does not have it. `l2` scales it to length 1."""
+
+    size: int = Field(ge=1, le=65_536)
+    normalisation: Literal["none", "l2"] = "none"
+
+
+Feature = DenseFeature | IdFeature | MultiIdFeature | SequenceFeature | BinarySequenceFeature | CrossFeature | VectorFeature
+ListFeature = MultiIdFeature | SequenceFeature
+
+_READ_AS: dict[type[Feature], str] = {
+    DenseFeature: "a number",
+    IdFeature: "a string",
+    MultiIdFeature: "a list of strings",
+    SequenceFeature: "a list of strings",
+    BinarySequenceFeature: "a string",
+    VectorFeature: "a list of numbers",
+}
+
+
+class Table(NamedTuple):
+    """One embedding table of the columns `ids`."""
+
+    name: str
+    rows: int
+    dim: int
+
+
+class GraphInput(NamedTuple):
+    """One input of the served graph: [B, width]."""
+
+    name: str
+    type: Literal["float32", "int64"]
+    width: int
 
 
 class FeatureSpec(BaseModel):
@@ -75,129 +189,96 @@ class FeatureSpec(BaseModel):
 
     dense: tuple[DenseFeature, ...] = ()
     ids: tuple[IdFeature, ...] = ()
+    multi_ids: tuple[MultiIdFeature, ...] = ()
     sequences: tuple[SequenceFeature, ...] = ()
+    binary_sequences: tuple[BinarySequenceFeature, ...] = ()
+    crosses: tuple[CrossFeature, ...] = ()
+    vectors: tuple[VectorFeature, ...] = ()
     hash: Literal["crc32"] = "crc32"
 
     @model_validator(mode="after")
-    def _names_are_unique(self) -> Self:
-        names = [*(f.name for f in self.dense), *(f.name for f in self.ids), *(f.name for f in self.sequences)]
+    def _fits_together(self) -> Self:
+        names = [feature.name for feature in self.features()]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"features named twice: {', '.join(twice)}")
         if not names:
             raise ValueError("a feature specification needs at least one feature")
+        crossable = [feature.name for feature in (*self.ids, *self.binary_sequences)]
+        for cross in self.crosses:
+            unknown = [name for name in cross.of if name not in crossable]
+            if unknown:
+                raise ValueError(f"feature {cross.name} crosses {unknown[0]!r}, which is none of {', '.join(crossable) or '(no ids)'}")
+        read_by: dict[str, Feature] = {}
+        for feature in self.read():
+            first = read_by.setdefault(feature.key, feature)
+            if _READ_AS[type(first)] != _READ_AS[type(feature)]:
+                kinds = f"{first.name} as {_READ_AS[type(first)]}, {feature.name} as {_READ_AS[type(feature)]}"
+                raise ValueError(f"{feature.key!r} of a state is read by {kinds}: one of them would refuse every state")
+            if repr(getattr(first, "default", "")) != repr(getattr(feature, "default", "")):  # nan is not equal to itself
+                raise ValueError(f"{feature.key!r} of a state has two defaults, of {first.name} and of {feature.name}: give them the same")
         return self
 
-    def columns(self, states: Sequence[Mapping[str, FeatureValue]]) -> StateColumns:
-        """The columns of `states`. Raises WrongStateError at the first feature with a value of the wrong type."""
-        try:
-            return StateColumns(
-                _numbers(self.dense, states),
-                _buckets(self.ids, states),
-                {feature.name: _sequence(feature, states) for feature in self.sequences},
-            )
-        except (TypeError, OverflowError, _UnboundedError):
-            for state in states:
-                self._check(state)
-            raise
+    def features(self) -> Iterator[Feature]:
+        """Every feature."""
+        yield from self.read()
+        yield from self.crosses
 
-    def _check(self, state: Mapping[str, FeatureValue]) -> None:
-        """Name what is wrong with a state: looked at one by one only where a batch has a wrong one."""
-        for number in self.dense:
-            value = state.get(number.name, 0.0 if math.isnan(number.default) else number.default)
-            if not isinstance(value, float | int) or not -_FLOAT32_MAX <= value <= _FLOAT32_MAX:
-                raise WrongStateError(f"feature {number.name}: expected a finite number, got {value!r:.80}")
-        for category in self.ids:
-            _check_id(category.name, state.get(category.name, ""))
-        for sequence in self.sequences:
-            ids = state.get(sequence.name, [])
-            if not isinstance(ids, list):
-                raise WrongStateError(f"feature {sequence.name}: expected a list of strings, got {ids!r:.80}")
-            for value in ids[-sequence.length :]:
-                _check_id(sequence.name, value)
+    def read(self) -> Iterator[Any]:
+        """Those that read a state: all but the crosses."""
+        for features in (self.dense, self.ids, self.multi_ids, self.sequences, self.binary_sequences, self.vectors):
+            yield from features
 
+    @cached_property
+    def normalised(self) -> tuple[DenseFeature, ...]:
+        """The columns `dense`: what the model normalises."""
+        return tuple(feature for feature in self.dense if feature.normalisation != "none")
 
-def _check_id(name: str, value: FeatureValue) -> None:
-    if not isinstance(value, str):
-        raise WrongStateError(f"feature {name}: expected a string, got {value!r:.80}")
+    @cached_property
+    def passed(self) -> tuple[DenseFeature, ...]:
+        """The first columns of `plain`; the vectors follow."""
+        return tuple(feature for feature in self.dense if feature.normalisation == "none")
 
+    @cached_property
+    def tables(self) -> tuple[Table, ...]:
+        """One for each column of `ids`."""
+        hashed = [Table(feature.name, feature.buckets, feature.dim) for feature in self.ids]
+        coded = [Table(feature.name, feature.rows, feature.dim) for feature in self.binary_sequences]
+        return (*hashed, *coded, *(Table(feature.name, feature.buckets, feature.dim) for feature in self.crosses))
 
-class _UnboundedError(ValueError):
-    """A number that is not finite, or too large for a float32."""
+    @cached_property
+    def lists(self) -> tuple[ListFeature, ...]:
+        """The columns `sequences`."""
+        return (*self.multi_ids, *self.sequences)
 
+    @cached_property
+    def plain_size(self) -> int:
+        """Numbers in `plain`."""
+        return len(self.passed) + sum(feature.size for feature in self.vectors)
 
-class _IdHashes(dict[str, int]):
-    """crc32 by id, EMPTY for no id: the ids of a stream come again and again. Forgets everything when full (some 15 MB)."""
-
-    EMPTY = -1
-    ENTRIES = 1 << 17
-    LONGEST = 64
-    """Characters of an id that is worth remembering."""
-
-    def __missing__(self, value: str) -> int:
-        if not isinstance(value, str):
-            raise TypeError(value)
-        crc = crc32(value.encode()) if value else self.EMPTY
-        if len(self) >= self.ENTRIES:
-            self.clear()
-        if len(value) <= self.LONGEST:
-            self[value] = crc
-        return crc
+    def inputs(self) -> tuple[GraphInput, ...]:
+        """What the served graph takes; inputs of width 0 are left out."""
+        columns = (
+            GraphInput(DENSE, "float32", len(self.normalised)),
+            GraphInput(PLAIN, "float32", self.plain_size),
+            GraphInput(IDS, "int64", len(self.tables)),
+        )
+        lists = (GraphInput(list_input(feature.name), "int64", feature.length) for feature in self.lists)
+        return (*(column for column in columns if column.width), *lists)
 
 
-_crc_of = _IdHashes().__getitem__
-
-
-def _cells(
-    features: Sequence[DenseFeature | IdFeature], defaults: Sequence[FeatureValue], states: Sequence[Mapping[str, FeatureValue]]
-) -> list[Any]:
-    """The values of `features` of every state, one state after the other. Most states have all: one call a state then."""
-    named = [(feature.name, default) for feature, default in zip(features, defaults, strict=True)]
-    if len(named) < 2:  # an itemgetter of one name gives no tuple
-        return [state.get(name, default) for state in states for name, default in named]
-    values_of = itemgetter(*(name for name, _ in named))
-    cells: list[Any] = []
-    for state in states:
-        try:
-            cells += values_of(state)
-        except KeyError:
-            cells += [state.get(name, default) for name, default in named]
-    return cells
-
-
-def _numbers(features: Sequence[DenseFeature], states: Sequence[Mapping[str, FeatureValue]]) -> npt.NDArray[np.float32]:
-    # an array of doubles takes no strings; numpy would parse them
-    cells: list[Any] = _cells(features, [feature.default for feature in features], states)
-    flat = array("d", cells)
-    dense = np.asarray(flat).reshape(len(states), len(features))
-    is_bounded = np.abs(dense) <= _FLOAT32_MAX  # False for NaN
-    if not is_bounded.all():
-        may_miss = np.array([math.isnan(feature.default) for feature in features])
-        if not (is_bounded | np.isnan(dense) & may_miss).all():
-            raise _UnboundedError
-    return dense.astype(np.float32)
-
-
-def _buckets(features: Sequence[IdFeature], states: Sequence[Mapping[str, FeatureValue]]) -> npt.NDArray[np.int64]:
-    crcs = _crcs(_cells(features, [""] * len(features), states), len(states) * len(features))
-    return _bucket(crcs.reshape(len(states), len(features)), np.array([feature.buckets for feature in features], np.int64))
-
-
-def _sequence(feature: SequenceFeature, states: Sequence[Mapping[str, FeatureValue]]) -> npt.NDArray[np.int64]:
-    lists: list[Any] = [state.get(feature.name, []) for state in states]
-    if not all(isinstance(ids, list) for ids in lists):
-        raise TypeError(feature.name)
-    newest = [ids[-feature.length :] for ids in lists]
-    lengths = np.fromiter(map(len, newest), np.int64, len(newest))
-    columns = np.zeros((len(states), feature.length), np.int64)
-    is_held = np.arange(feature.length) >= feature.length - lengths[:, None]
-    columns[is_held] = _bucket(_crcs(chain.from_iterable(newest), int(lengths.sum())), feature.buckets)
-    return columns
-
-
-def _crcs(ids: Iterable[Any], count: int) -> npt.NDArray[np.int64]:
-    return np.fromiter(map(_crc_of, ids), np.int64, count)
-
-
-def _bucket(crcs: npt.NDArray[np.int64], buckets: int | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    return np.where(crcs == _IdHashes.EMPTY, PADDING, 1 + crcs % (buckets - 1))
+def differences(theirs: dict[str, Any], ours: FeatureSpec) -> str:
+    """In what a specification (as JSON) that something was made with differs from ours: features by name."""
+    sections = {name: value for name, value in ours.model_dump(mode="json").items() if name != "hash"}
+    found = []
+    for section, features in sections.items():
+        was = {feature["name"]: feature for feature in theirs.get(section, [])}
+        now = {feature["name"]: feature for feature in features}
+        found += [f"{section} {name} is new" for name in now if name not in was]
+        found += [f"{section} {name} is gone" for name in was if name not in now]
+        for name in (name for name in now if name in was):
+            changed = [key for key in now[name] if was[name].get(key) != now[name][key]]
+            found += [f"{section} {name} had {key} {was[name].get(key)!r} (now {now[name][key]!r})" for key in changed]
+        if not found and [*was] != [*now]:
+            found.append(f"{section} stood in another order")
+    return "; ".join(found) or "no feature"

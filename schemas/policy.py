@@ -1,6 +1,6 @@
 """A version of a policy: the candidate that a trainer writes, and the announcement that the version controller makes of it."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from msgspec import Struct
 
@@ -21,13 +21,22 @@ class Lineage(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """Transitions learned from, by the model version that served them."""
 
 
+class Normaliser(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """The Z-score's constants as a version was trained with them."""
+
+    mean: list[float]
+    std: list[float]
+    clip: float
+
+
 class Candidate(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """`candidate.json` beside `actor.onnx`: what the gate judges.
 
     `arrivals_ms` counts the feedback that this version is the first to have learned from, in bins of 100 ms of its arrival at
     the broker ({bin start: feedback count}): freshness is measured from it. `golden` is one input row of each tensor and the
-    action that the trainer computed for it (null: missing): whoever loads the model must get the same. `dense_reference` is what the
-    dense features looked like in training: drift is measured from it.
+    action that the trainer computed for it (null: missing): whoever loads the model must get the same. `features` is the feature
+    specification that it was made with, `normaliser` what its graph does to the columns `dense`: z = clip((x - mean) / std), 0 where x is
+    missing. `dense_reference` is what these columns looked like in training: drift is measured from it.
     """
 
     version: Literal[1] = 1
@@ -35,6 +44,8 @@ class Candidate(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     model_version: str
     created_ms: int
     spec_hash: str
+    features: dict[str, Any] = {}
+    normaliser: Normaliser | None = None
     metrics: dict[str, float]
     lineage: Lineage
     arrivals_ms: dict[str, int] = {}
@@ -70,6 +81,8 @@ CANDIDATE_EXAMPLE = Candidate(
     model_version="fusion-000012",
     created_ms=1_700_000_030_000,
     spec_hash="4b1c0d",
+    features={"dense": [{"name": "hour"}]},
+    normaliser=Normaliser(mean=[13.1], std=[5.2], clip=5.0),
     metrics={"v_mean": 3.1, "a_mean": 0.1, "policy_advantage_mean": 0.1, "random_advantage_mean": -0.4},
     lineage=EXAMPLE_LINEAGE,
     arrivals_ms={"1700000001500": 3},

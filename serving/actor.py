@@ -12,14 +12,16 @@ from headrace.policy_settings import PolicySettings
 from headrace.settings import ConfigError
 from schemas.codec import UNREADABLE
 from schemas.drift import BINS, EDGES
-from schemas.features import FeatureSpec, StateColumns
+from schemas.features import FeatureSpec, differences
 from schemas.policy import Candidate
+from schemas.state_columns import StateColumns
+from schemas.state_reader import StateReader
 from serving.decision import ActorFault
 
 GOLDEN_TOLERANCE = 1e-4
 """How far the loaded actor may be from the trainer's action, in units of half a dimension's range: float32 noise is 1e-6."""
 
-
+_GRAPH_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
 _decode_candidate = msgspec.json.Decoder(Candidate).decode
 
 Floats = npt.NDArray[np.float64]
@@ -55,21 +57,11 @@ class Actor:
 
     def act(self, columns: StateColumns) -> Floats:
         """Actions [B, A], inside the bounds. Raises ActorFault where the graph gives NaN or infinity."""
-        actions = self.raw(feeds_of(columns))
+        actions = self.raw(columns.inputs())
         if not np.isfinite(actions).all():
             raise ActorFault(f"{self.model_version}: the actor gave {actions[~np.isfinite(actions)][0]}")
         clipped: Floats = np.clip(actions, self._low, self._high)
         return clipped
-
-
-def feeds_of(columns: StateColumns) -> dict[str, npt.NDArray[Any]]:
-    """The graph's inputs; those of size 0 are left out."""
-    feeds: dict[str, npt.NDArray[Any]] = {f"seq_{name}": column for name, column in columns.sequences.items()}
-    if columns.dense.shape[1]:
-        feeds["dense"] = columns.dense
-    if columns.ids.shape[1]:
-        feeds["ids"] = columns.ids
-    return feeds
 
 
 def read_candidate(folder: Path) -> Candidate:
@@ -90,13 +82,13 @@ def load_actor(folder: Path, policy: PolicySettings, warm_up_requests: int) -> A
         raise ActorError(
             "wrong_spec",
             f"{candidate.model_version} was made for specification {candidate.spec_hash}, this process has {policy.spec_hash}: "
-            "give trainer and serving the same [policy] settings",
+            f"give trainer and serving the same [policy] settings (features: {differences(candidate.features, policy.features)})",
         )
     actor = Actor(candidate, _session(folder / "actor.onnx"), policy)
-    _check_shapes(actor, policy.features)
+    _check_signature(actor, policy.features)
     _check_golden(actor, policy)
-    _check_reference(candidate, len(policy.features.dense))
-    dummy = policy.features.columns([{}])
+    _check_reference(candidate, len(policy.features.normalised))
+    dummy = StateReader(policy.features).columns([{}])
     try:
         for _ in range(warm_up_requests):
             actor.act(dummy)
@@ -131,10 +123,16 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
 
 
-def _check_shapes(actor: Actor, features: FeatureSpec) -> None:
-    """Run one row of the specification: names, types and widths all have to fit."""
+def _check_signature(actor: Actor, features: FeatureSpec) -> None:
+    """The graph must take exactly the inputs that the specification says, and give the action."""
+    takes = {entry.name: (entry.type, entry.shape[-1]) for entry in actor._session.get_inputs()}
+    gives = {entry.name: (_GRAPH_TYPES[entry.type], entry.width) for entry in features.inputs()}
+    for name in sorted(takes.keys() | gives.keys()):
+        if takes.get(name) != gives.get(name):
+            theirs, ours = (f"{of[name][0]} [B, {of[name][1]}]" if name in of else "none" for of in (takes, gives))
+            raise ActorError("wrong_inputs", f"{actor.model_version}: input {name} is {theirs}, the specification has {ours}")
     try:
-        answer = actor.raw(feeds_of(features.columns([{}])))
+        answer = actor.raw(StateReader(features).columns([{}]).inputs())
     except ActorFault as fault:
         raise ActorError("wrong_inputs", f"the graph does not take the features of the specification: {fault}") from fault
     if answer.shape != (1, len(actor._low)):
@@ -150,7 +148,7 @@ def golden_answer(actor: Actor) -> Floats:
     try:
         feeds = {name: np.asarray(rows, types[name]) for name, rows in actor.candidate.golden_inputs.items()}
         answer: Floats = actor.raw(feeds)[0]
-    except (KeyError, ValueError, ActorFault) as error:  # an unknown name, ragged rows, missing inputs
+    except (KeyError, ValueError, TypeError, ActorFault) as error:  # an unknown name, ragged rows, a missing id, missing inputs
         raise ActorError("wrong_golden", f"{actor.model_version}: its golden inputs do not fit its graph: {error!r:.200}") from error
     return answer
 

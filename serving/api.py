@@ -108,13 +108,14 @@ class Api:
     ) -> None:
         self._settings = settings
         self._action = policy.action
+        self._spec_hash = policy.spec_hash
         self._versions = versions
         self._producer = producer
         self._metrics = metrics
         self._now_ms = now_ms
         self._write = {topic: event.from_json for topic, event in formats.items()}
         exploration = Exploration(policy.action, settings.explore_sigma)
-        dense = [feature.name for feature in policy.features.dense]
+        dense = [feature.name for feature in policy.features.normalised]
         window = DenseWindow(settings.drift_window_requests, len(dense))
         metrics.registry.register(DriftMetrics(window, dense, self._reference))
         self._decider = Decider(
@@ -155,6 +156,7 @@ class Api:
             "action": decision.action,
             "propensity": decision.propensity,
             "baseline_action": self._decider.baseline_action,
+            "spec_hash": self._spec_hash,
         }
 
     async def rank(self, request: Request) -> Response:
@@ -194,6 +196,7 @@ class Api:
             state=asked.state,
             action=decision.action,
             propensity=decision.propensity,
+            spec_hash=self._spec_hash,
             items=[
                 ExposedItem(candidate.item_id, position, candidate.scores, candidate.features) for position, candidate in enumerate(shown)
             ],

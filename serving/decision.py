@@ -9,7 +9,9 @@ import numpy.typing as npt
 
 from schemas.action import ActionSpec
 from schemas.exposure import BASELINE, FeatureValue
-from schemas.features import FeatureSpec, StateColumns
+from schemas.features import FeatureSpec
+from schemas.state_columns import StateColumns
+from schemas.state_reader import StateReader
 from serving.drift import DenseWindow
 from serving.exploration import Exploration
 from serving.split import is_baseline
@@ -59,7 +61,7 @@ class Decider:
         window: DenseWindow,
     ) -> None:
         self._policy = policy
-        self._features = features
+        self._reader = StateReader(features)
         self._exploration = exploration
         self._baseline_share = baseline_share
         self._split_salt = split_salt
@@ -73,7 +75,7 @@ class Decider:
         The state of baseline traffic is checked too: it teaches V. Raises WrongStateError. Where the actor fails, the request
         is served, and logged, as baseline traffic: nobody must learn an action's value from a page that it did not make.
         """
-        columns = self._features.columns([state])
+        columns = self._reader.columns([state])
         self._window.add(columns.dense[0])
         if is_baseline(user_id, self._baseline_share, self._split_salt):
             return Decision(BASELINE, "", list(self.baseline_action), 1.0)

@@ -11,7 +11,7 @@ from schemas.drift import DenseReference, stability_index
 
 
 class DenseWindow:
-    """The dense features of the newest `rows` requests; the versions come and go, the window goes on."""
+    """The normalised features of the newest `rows` requests; the versions come and go, the window goes on."""
 
     def __init__(self, rows: int, size: int) -> None:
         self._values = np.zeros((rows, size), np.float32)

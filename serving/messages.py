@@ -48,6 +48,7 @@ class ActResponse(Struct, frozen=True, kw_only=True):
     action: list[float]
     propensity: float
     baseline_action: list[float]
+    spec_hash: str
 
 
 class RankedItem(Struct, frozen=True):
@@ -129,6 +130,7 @@ ACT_RESPONSE_EXAMPLE = {
     "action": [1.1],
     "propensity": 3.4,
     "baseline_action": [1.0],
+    "spec_hash": "9bd1c9230512ed4a",
 }
 RANK_RESPONSE_EXAMPLE = {
     **ACT_RESPONSE_EXAMPLE,

@@ -1,33 +1,36 @@
 """Generated states for the gate: wide enough that an actor that leaves its bounds, or answers NaN, does so here and not to a user."""
 
 import numpy as np
+import numpy.typing as npt
 
-from schemas.features import PADDING, FeatureSpec, IdFeature, SequenceFeature, StateColumns
+from schemas.features import FeatureSpec
+from schemas.id_hash import PADDING
 from schemas.policy import Candidate
-from serving.actor import Actor, feeds_of, golden_answer
+from schemas.state_columns import DENSE, PLAIN, StateColumns
+from serving.actor import Actor, golden_answer
 from serving.gate import Probe
 
 _SPREAD = 3.0
-"""Dense features are drawn around the golden row, this many times its size (and at least this much) wide."""
+"""Numbers are drawn around the golden row, this many times its size (and at least this much) wide."""
 
 
 def probe_columns(features: FeatureSpec, candidate: Candidate, rows: int, generator: np.random.Generator) -> StateColumns:
-    """States as columns [rows, …]: dense ones around the candidate's golden row, every id as likely as any other."""
-    centre = np.zeros(len(features.dense))
-    golden = candidate.golden_inputs.get("dense")
-    if golden and len(golden[0]) == len(centre):
-        centre = np.nan_to_num(np.asarray(golden[0], np.float64))  # 0 for a value that was missing
-    width = _SPREAD * np.maximum(np.abs(centre), 1.0)
-    dense = (centre + width * generator.standard_normal((rows, len(centre)))).astype(np.float32)
+    """States as columns [rows, …]: numbers around the candidate's golden row, every id as likely as any other."""
 
-    def ids(feature: IdFeature | SequenceFeature, length: int) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
-        return generator.integers(PADDING, feature.buckets, (rows, length))
+    def numbers(name: str, width: int) -> npt.NDArray[np.float32]:
+        centre = np.zeros(width)
+        golden = candidate.golden_inputs.get(name)
+        if golden and len(golden[0]) == width:
+            centre = np.nan_to_num(np.asarray(golden[0], np.float64))  # 0 for a value that was missing
+        spread = _SPREAD * np.maximum(np.abs(centre), 1.0)
+        return (centre + spread * generator.standard_normal((rows, width))).astype(np.float32)
 
-    categories = [ids(feature, 1) for feature in features.ids]
-    sequences = {feature.name: ids(feature, feature.length) for feature in features.sequences}
-    return StateColumns(dense, np.hstack(categories) if categories else np.zeros((rows, 0), np.int64), sequences)
+    categories = [generator.integers(PADDING, table.rows, (rows, 1)) for table in features.tables]
+    ids = np.hstack(categories) if categories else np.zeros((rows, 0), np.int64)
+    sequences = {feature.name: generator.integers(PADDING, feature.buckets, (rows, feature.length)) for feature in features.lists}
+    return StateColumns(numbers(DENSE, len(features.normalised)), ids, sequences, numbers(PLAIN, features.plain_size))
 
 
 def probe(actor: Actor, features: FeatureSpec, rows: int, generator: np.random.Generator) -> Probe:
     """What the actor answers to its golden inputs and to `rows` generated states."""
-    return Probe(golden_answer(actor), actor.raw(feeds_of(probe_columns(features, actor.candidate, rows, generator))))
+    return Probe(golden_answer(actor), actor.raw(probe_columns(features, actor.candidate, rows, generator).inputs()))

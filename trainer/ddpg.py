@@ -32,7 +32,8 @@ import torch
 from torch import Tensor
 
 from schemas.action import ActionSpec
-from schemas.features import FeatureSpec, StateColumns
+from schemas.features import FeatureSpec
+from schemas.state_columns import StateColumns
 from trainer.adamw import AdamW, AdamWState
 from trainer.network import Network, StateTensors, state_tensors
 from trainer.replay import Transitions
@@ -95,7 +96,7 @@ class DDPG:
         critic_parameters = [weight for part in (network.encoder, network.value, network.advantages) for weight in part.parameters()]
         self._critic_optimiser = AdamW(critic_parameters, settings.critic_learning_rate, decay, settings.max_grad_norm)
         self._actor_optimiser = AdamW(list(network.actor.parameters()), settings.actor_learning_rate, decay, settings.max_grad_norm)
-        self.features = self._zscore(len(features.dense))
+        self.features = self._zscore(len(features.normalised))
         self.rewards = self._zscore(1)
         self.reward_bound = 0.0
         self.steps = 0

@@ -1,8 +1,8 @@
 """Export: the actor as an ONNX graph that takes states as served, and the candidate folder that the version controller judges.
 
 The graph is built node by node from the weights (milliseconds, the same bytes for the same weights), the Z-score constants baked
-in. Inputs: `dense` float32 [B, N], `ids` int64 [B, I], `seq_<name>` int64 [B, T]; inputs of size 0 are left out. Output: `action`
-float32 [B, A] within the bounds.
+in. Inputs: those of the feature specification (`FeatureSpec.inputs`). Outputs: `action` float32 [B, A] within the bounds, and
+`normalised` float32 [B, N], what the normaliser made of the columns `dense`: whoever asks can compare it with the trainer's.
 """
 
 from pathlib import Path
@@ -15,16 +15,19 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from schemas.features import PADDING, StateColumns
+from schemas.id_hash import PADDING
 from schemas.policy import Candidate
+from schemas.state_columns import DENSE, IDS, PLAIN, list_input
 from trainer.checkpoint import write_folder
 from trainer.ddpg import DDPG
-from trainer.network import ACTOR_REACH, Actor, Encoder, SequenceBlock
+from trainer.network import ACTOR_REACH, NO_ATTENTION, Actor, AttentionBlock, Encoder, SequenceBlock, SetBlock
 
 OPSET = 18
 IR_VERSION = 9
 ACTOR_FILE = "actor.onnx"
 CANDIDATE_FILE = "candidate.json"
+ACTION, NORMALISED = "action", "normalised"
+_TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
 
 
 def actor_onnx(learner: DDPG) -> bytes:
@@ -34,25 +37,15 @@ def actor_onnx(learner: DDPG) -> bytes:
     code = _encoder(graph, learner, encoder)
     _actor(graph, code, actor)
     features = learner.feature_spec
-    inputs = [helper.make_tensor_value_info("dense", TensorProto.FLOAT, ["B", len(features.dense)])] if features.dense else []
-    inputs += [helper.make_tensor_value_info("ids", TensorProto.INT64, ["B", len(features.ids)])] if features.ids else []
-    inputs += [helper.make_tensor_value_info(f"seq_{item.name}", TensorProto.INT64, ["B", item.length]) for item in features.sequences]
-    output = helper.make_tensor_value_info("action", TensorProto.FLOAT, ["B", learner.action_spec.size])
-    built = helper.make_graph(graph.nodes, "actor", inputs, [output], graph.constants)
+    inputs = [helper.make_tensor_value_info(entry.name, _TYPES[entry.type], ["B", entry.width]) for entry in features.inputs()]
+    outputs = [helper.make_tensor_value_info(ACTION, TensorProto.FLOAT, ["B", learner.action_spec.size])]
+    if features.normalised:
+        outputs.append(helper.make_tensor_value_info(NORMALISED, TensorProto.FLOAT, ["B", len(features.normalised)]))
+    built = helper.make_graph(graph.nodes, "actor", inputs, outputs, graph.constants)
     model = helper.make_model(built, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="headrace", ir_version=IR_VERSION)
     onnx.checker.check_model(model)
     encoded: bytes = model.SerializeToString(deterministic=True)
     return encoded
-
-
-def onnx_inputs(columns: StateColumns) -> dict[str, npt.NDArray[np.float32] | npt.NDArray[np.int64]]:
-    """The graph's inputs for states as columns."""
-    inputs: dict[str, npt.NDArray[np.float32] | npt.NDArray[np.int64]] = {f"seq_{name}": ids for name, ids in columns.sequences.items()}
-    if columns.dense.shape[1]:
-        inputs["dense"] = columns.dense
-    if columns.ids.shape[1]:
-        inputs["ids"] = columns.ids
-    return inputs
 
 
 def write_candidate(candidates: Path, candidate: Candidate, model: bytes) -> Path:
@@ -88,14 +81,21 @@ class _Graph:
 
 
 def _encoder(graph: _Graph, learner: DDPG, encoder: Encoder) -> str:
-    parts = [_zscore(graph, learner)] if learner.feature_spec.dense else []
+    features = learner.feature_spec
+    parts = [_zscore(graph, learner)] if features.normalised else []
+    parts += [PLAIN] if features.plain_size else []
     for column, table in enumerate(encoder.tables):
         assert isinstance(table, nn.Embedding)
-        ids = graph.node("Gather", "ids", graph.constant(np.array(column, np.int64)), axis=1)
+        ids = graph.node("Gather", IDS, graph.constant(np.array(column, np.int64)), axis=1)
         parts.append(graph.node("Gather", graph.constant(table.weight), ids, axis=0))
-    for feature, block in zip(learner.feature_spec.sequences, encoder.blocks, strict=True):
-        assert isinstance(block, SequenceBlock)
-        parts.append(_sequence(graph, f"seq_{feature.name}", block))
+    for feature, block in zip(features.lists, encoder.blocks, strict=True):
+        match block:
+            case SequenceBlock():
+                parts.append(_sequence(graph, list_input(feature.name), block))
+            case AttentionBlock():
+                parts.append(_attention(graph, list_input(feature.name), block))
+            case SetBlock():
+                parts.append(_set(graph, list_input(feature.name), block))
     code = graph.node("Concat", *parts, axis=1) if len(parts) > 1 else parts[0]
     for i, (layer, norm) in enumerate(zip(encoder.layers, encoder.norms, strict=True)):
         assert isinstance(layer, nn.Linear) and isinstance(norm, nn.LayerNorm)
@@ -108,13 +108,19 @@ def _encoder(graph: _Graph, learner: DDPG, encoder: Encoder) -> str:
 def _zscore(graph: _Graph, learner: DDPG) -> str:
     """In float64 like the trainer, so that large values with a small spread come out the same. A missing value (NaN) becomes 0."""
     constants = learner.features.constants()
-    wide = graph.node("Cast", "dense", to=TensorProto.DOUBLE)
+    wide = graph.node("Cast", DENSE, to=TensorProto.DOUBLE)
     centred = graph.node("Sub", wide, graph.constant(constants.mean_N))
     scaled = graph.node("Div", centred, graph.constant(constants.std_N))
     limit = np.array(constants.clip, np.float64)
     clipped = graph.node("Clip", scaled, graph.constant(-limit), graph.constant(limit))
     held = graph.node("Where", graph.node("IsNaN", wide), graph.constant(np.array(0.0, np.float64)), clipped)
-    return graph.node("Cast", held, to=TensorProto.FLOAT)
+    return graph.node("Cast", held, to=TensorProto.FLOAT, output=NORMALISED)
+
+
+def _held(graph: _Graph, ids: str) -> str:
+    """1 where a position holds an id, else 0: float32 [B, T]."""
+    is_padding = graph.node("Equal", ids, graph.constant(np.array(PADDING, np.int64)))
+    return graph.node("Cast", graph.node("Not", is_padding), to=TensorProto.FLOAT)
 
 
 def _sequence(graph: _Graph, ids: str, block: SequenceBlock) -> str:
@@ -123,14 +129,42 @@ def _sequence(graph: _Graph, ids: str, block: SequenceBlock) -> str:
     weight_CDK = block.convolution.weight.reshape(block.convolution.out_features, block.kernel, -1).transpose(1, 2)
     weights = graph.constant(weight_CDK), graph.constant(block.convolution.bias)
     maps = graph.node("Relu", graph.node("Conv", maps, *weights, kernel_shape=[block.kernel], pads=list(block.pads)))
-    is_padding = graph.node("Equal", ids, graph.constant(np.array(PADDING, np.int64)))
-    held = graph.node("Cast", graph.node("Not", is_padding), to=TensorProto.FLOAT)
-    held = graph.node("Unsqueeze", held, graph.axes(1))
+    held = graph.node("Unsqueeze", _held(graph, ids), graph.axes(1))
     maps = graph.node("Mul", maps, held)
     largest = graph.node("ReduceMax", maps, graph.axes(2), keepdims=0)
     total = graph.node("ReduceSum", maps, graph.axes(2), keepdims=0)
     count = graph.node("Max", graph.node("ReduceSum", held, graph.axes(2), keepdims=0), graph.constant(np.array(1.0, np.float32)))
     return graph.node("Concat", largest, graph.node("Div", total, count), axis=1)
+
+
+def _attention(graph: _Graph, ids: str, block: AttentionBlock) -> str:
+    matrix = graph.node("Gather", graph.constant(block.table.weight), ids, axis=0)
+    score = matrix
+    for layer in (block.key, block.query):
+        score = graph.node("Add", graph.node("MatMul", score, graph.constant(layer.weight.T)), graph.constant(layer.bias))
+        score = graph.node("Tanh", score) if layer is block.key else graph.node("Squeeze", score, graph.axes(2))
+    is_padding = graph.node("Equal", ids, graph.constant(np.array(PADDING, np.int64)))
+    score = graph.node("Where", is_padding, graph.constant(np.array(NO_ATTENTION, np.float32)), score)
+    weight = graph.node("Unsqueeze", graph.node("Softmax", score, axis=1), graph.axes(2))
+    return graph.node("ReduceSum", graph.node("Mul", weight, matrix), graph.axes(1), keepdims=0)
+
+
+def _set(graph: _Graph, ids: str, block: SetBlock) -> str:
+    matrix = graph.node("Gather", graph.constant(block.table.weight), ids, axis=0)
+    held = _held(graph, ids)
+    count = graph.node("ReduceSum", held, graph.axes(1), keepdims=1)
+    match block.pooling:
+        case "sum":
+            return graph.node("ReduceSum", matrix, graph.axes(1), keepdims=0)
+        case "mean":
+            total = graph.node("ReduceSum", matrix, graph.axes(1), keepdims=0)
+            return graph.node("Div", total, graph.node("Max", count, graph.constant(np.array(1.0, np.float32))))
+        case "max":
+            lowest = graph.constant(np.array(np.finfo(np.float32).min, np.float32))
+            is_held = graph.node("Unsqueeze", graph.node("Cast", held, to=TensorProto.BOOL), graph.axes(2))
+            largest = graph.node("ReduceMax", graph.node("Where", is_held, matrix, lowest), graph.axes(1), keepdims=0)
+            is_any = graph.node("Cast", count, to=TensorProto.BOOL)
+            return graph.node("Where", is_any, largest, graph.constant(np.array(0.0, np.float32)))
 
 
 def _actor(graph: _Graph, code: str, actor: Actor) -> str:
@@ -139,4 +173,4 @@ def _actor(graph: _Graph, code: str, actor: Actor) -> str:
     u = graph.node("Min", graph.node("Max", reach, graph.constant(actor.u_low_A)), graph.constant(actor.u_high_A))
     action = graph.node("Add", graph.node("Mul", u, graph.constant(actor.half_A)), graph.constant(actor.baseline_A))
     within = graph.node("Max", action, graph.constant(actor.low_A))
-    return graph.node("Min", within, graph.constant(actor.high_A), output="action")
+    return graph.node("Min", within, graph.constant(actor.high_A), output=ACTION)

@@ -1,7 +1,7 @@
 """The network, generated from the feature and action specifications: one encoder, and the heads V(s), A(s, a) and mu(s).
 
-Shape legend: B batch, N dense features, I id features, T sequence length, D embedding columns, C CNN channels, H state code,
-A action numbers, E advantage heads.
+Shape legend: B batch, N normalised numbers, P plain numbers, I id columns, T list length, D embedding columns, C CNN channels, H state
+code, A action numbers, E advantage heads.
 
 Inside, an action is u = (a - baseline) / half_range, so u = 0 is the baseline and every dimension has the same scale.
 """
@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from schemas.action import ActionSpec
-from schemas.features import PADDING, FeatureSpec, SequenceFeature, StateColumns
+from schemas.features import FeatureSpec, ListFeature, MultiIdFeature, SequenceFeature
+from schemas.id_hash import PADDING
+from schemas.state_columns import StateColumns
 from trainer.settings import TrainerSettings
 from trainer.window_pool import WindowPool
 from trainer.zscore import ZscoreConstants
@@ -22,19 +24,25 @@ ACTOR_REACH = 2.0
 """2 tanh(x) reaches every bound, in units of half the range, from every baseline between the bounds; a clamp does the rest."""
 
 
+NO_ATTENTION = -1e9
+"""The score of a position that holds no id: its weight is 0 beside any other. (Minus infinity gives NaN where a sequence is empty.)"""
+
+
 @dataclass(frozen=True)
 class StateTensors:
-    """B normalised states: dense_BN float32, ids_BI int64, sequences_BT int64 in the order of the specification."""
+    """B normalised states: dense_BN and plain_BP float32, ids_BI int64, sequences_BT int64 in the order of the specification."""
 
     dense_BN: Tensor
+    plain_BP: Tensor
     ids_BI: Tensor
     sequences_BT: tuple[Tensor, ...]
 
 
 def state_tensors(columns: StateColumns, normalise: ZscoreConstants, features: FeatureSpec) -> StateTensors:
     """The encoder's input for states as served."""
-    sequences = tuple(torch.from_numpy(columns.sequences[sequence.name]) for sequence in features.sequences)
-    return StateTensors(torch.from_numpy(normalise(columns.dense)), torch.from_numpy(columns.ids), sequences)
+    sequences = tuple(torch.from_numpy(columns.sequences[feature.name]) for feature in features.lists)
+    dense, plain, ids = (torch.from_numpy(column) for column in (normalise(columns.dense), columns.plain, columns.ids))
+    return StateTensors(dense, plain, ids, sequences)
 
 
 class Linear(nn.Linear):
@@ -80,6 +88,7 @@ class SequenceBlock(nn.Module):
     def __init__(self, feature: SequenceFeature, channels: int, kernel: int, generator: torch.Generator) -> None:
         super().__init__()
         self.kernel = kernel
+        self.width = 2 * channels
         self.table = embedding(feature.buckets, feature.dim, generator)
         self.convolution = linear(feature.dim * kernel, channels, generator)
 
@@ -96,22 +105,69 @@ class SequenceBlock(nn.Module):
         return torch.cat([best_BC, total_BC / held_TB1.sum(0).clamp(min=1.0)], dim=1)
 
 
+class AttentionBlock(nn.Module):
+    """Recent ids -> intent: sum_t alpha_t e_t, alpha = softmax over held positions of q . tanh(W e_t + b) (Yang et al. 2016)."""
+
+    def __init__(self, feature: SequenceFeature, generator: torch.Generator) -> None:
+        super().__init__()
+        self.width = feature.dim
+        self.table = embedding(feature.buckets, feature.dim, generator)
+        self.key = linear(feature.dim, feature.dim, generator)
+        self.query = linear(feature.dim, 1, generator)
+
+    def forward(self, ids_BT: Tensor) -> Tensor:
+        """[B, D]; zero where a sequence is empty."""
+        matrix_BTD = self.table(ids_BT)
+        score_BT = self.query(torch.tanh(self.key(matrix_BTD))).squeeze(2)
+        weight_BT = torch.softmax(score_BT.masked_fill(ids_BT == PADDING, NO_ATTENTION), dim=1)
+        intent_BD: Tensor = (weight_BT.unsqueeze(2) * matrix_BTD).sum(1)  # padding's embedding is zero
+        return intent_BD
+
+
+class SetBlock(nn.Module):
+    """A set of ids -> the mean, sum or maximum of their embeddings."""
+
+    def __init__(self, feature: MultiIdFeature, generator: torch.Generator) -> None:
+        super().__init__()
+        self.width = feature.dim
+        self.pooling = feature.pooling
+        self.table = embedding(feature.buckets, feature.dim, generator)
+
+    def forward(self, ids_BT: Tensor) -> Tensor:
+        """[B, D]; zero where a set is empty."""
+        return nn.functional.embedding_bag(ids_BT, self.table.weight, mode=self.pooling, padding_idx=PADDING)
+
+
+Block = SequenceBlock | AttentionBlock | SetBlock
+
+
+def list_block(feature: ListFeature, settings: TrainerSettings, generator: torch.Generator) -> Block:
+    """The part of the encoder that reads a feature which is a list."""
+    if isinstance(feature, MultiIdFeature):
+        return SetBlock(feature, generator)
+    match feature.pooling:
+        case "cnn":
+            return SequenceBlock(feature, settings.channels, settings.kernel, generator)
+        case "attention":
+            return AttentionBlock(feature, generator)
+
+
 class Encoder(nn.Module):
-    """State -> code_BH in [-1, 1]: dense block, id embeddings and sequence blocks, concatenated, through an MLP."""
+    """State -> code_BH in [-1, 1]: numbers, id embeddings and list blocks, concatenated, through an MLP."""
 
     def __init__(self, features: FeatureSpec, settings: TrainerSettings, generator: torch.Generator) -> None:
         super().__init__()
-        self.tables = nn.ModuleList([embedding(feature.buckets, feature.dim, generator) for feature in features.ids])
-        self.blocks = nn.ModuleList(
-            [SequenceBlock(feature, settings.channels, settings.kernel, generator) for feature in features.sequences]
-        )
-        width = len(features.dense) + sum(feature.dim for feature in features.ids) + 2 * settings.channels * len(features.sequences)
+        self.tables = nn.ModuleList([embedding(table.rows, table.dim, generator) for table in features.tables])
+        blocks = [list_block(feature, settings, generator) for feature in features.lists]
+        self.blocks = nn.ModuleList(blocks)
+        numbers = len(features.normalised) + features.plain_size
+        width = numbers + sum(table.dim for table in features.tables) + sum(block.width for block in blocks)
         widths = (width, *settings.hidden)
         self.layers = nn.ModuleList([linear(widths[i], widths[i + 1], generator) for i in range(len(settings.hidden))])
         self.norms = nn.ModuleList([nn.LayerNorm(size) for size in settings.hidden])
 
     def forward(self, state: StateTensors) -> Tensor:
-        parts = [state.dense_BN]
+        parts = [state.dense_BN, state.plain_BP]
         parts += [table(state.ids_BI[:, column]) for column, table in enumerate(self.tables)]
         parts += [block(ids_BT) for block, ids_BT in zip(self.blocks, state.sequences_BT, strict=True)]
         code_BH = torch.cat(parts, dim=1)

@@ -1,7 +1,7 @@
 """Pre-processing: a transitions record batch -> columns. Served states are opened here, once; rows that cannot be used are refused."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -9,20 +9,19 @@ import numpy as np
 import pyarrow as pa
 
 from schemas.action import ActionSpec
-from schemas.codec import UNREADABLE, decode_served_state
 from schemas.dead_letter import DeadLetter, Reason
-from schemas.exposure import BASELINE, FeatureValue, ServedState
-from schemas.features import FeatureSpec, StateColumns, WrongStateError
+from schemas.exposure import BASELINE
+from schemas.features import FeatureSpec, WrongStateError
+from schemas.message_reader import READ_ERRORS, MessageReader, Served
+from schemas.state_columns import StateColumns
 from schemas.topics import EXPOSURES
 from trainer.replay import Transitions, hash64
 
 STAGE = "trainer"
 BOUND_SLACK = 1e-5
 """Actions may lie outside their bounds by this share of the range, rounding of float32 on the way; they are clipped."""
-
-State = dict[str, FeatureValue]
-NO_STATE: State = {}
-"""s' of a page that is the last of its session."""
+NO_PAGE = b'{"state":{},"action":[]}'
+"""s' of a page that is the last of its session: a state without features."""
 
 
 class Opened(NamedTuple):
@@ -32,112 +31,101 @@ class Opened(NamedTuple):
     dead_letters: list[DeadLetter]
 
 
-class _Refused(ValueError):
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(detail)
-        self.reason: Reason = reason
+class _Refused(NamedTuple):
+    reason: Reason
+    detail: str
 
 
-class _Page(NamedTuple):
-    state: State
-    action: list[float]
-    next_state: State
+class Preprocess:
+    """Opens the pages of one policy. `spec_hash` names its specification: pages that were served with another one are refused."""
 
+    def __init__(self, action: ActionSpec, features: FeatureSpec, spec_hash: str) -> None:
+        self._action = action
+        self._spec_hash = spec_hash
+        self._reader = MessageReader(features)
 
-def open_transitions(
-    batch: pa.RecordBatch, action: ActionSpec, features: FeatureSpec, version_number: Callable[[str], int], now_ms: int
-) -> Opened:
-    """Decode and check every row. `version_number` numbers model versions."""
-    exposures, nexts, rewards = (batch.column(name).to_pylist() for name in ("exposure", "next_exposure", "reward"))
-    pages: dict[int, _Page] = {}
-    served: dict[bytes, ServedState] = {}
-    refused: dict[int, _Refused] = {}
-    for row in range(batch.num_rows):
+    def __call__(self, batch: pa.RecordBatch, version_number: Callable[[str], int], now_ms: int) -> Opened:
+        """Decode and check every row. `version_number` numbers model versions."""
+        messages, nexts, rewards = (batch.column(name).to_pylist() for name in ("exposure", "next_exposure", "reward"))
+        nexts = [NO_PAGE if following is None else following for following in nexts]
+        # most pages come twice, as s' of one row and as s of another: they are opened once
+        wrong, places, served = self._open(list(dict.fromkeys(chain(messages, nexts))))
+        refused: dict[int, _Refused] = {}
+        for row, (message, following, reward) in enumerate(zip(messages, nexts, rewards, strict=True)):
+            why = _wrong_reward(reward) or wrong.get(message) or wrong.get(following)
+            why = why or _wrong_action(served.actions[places[message]], self._action)
+            if why is not None:
+                refused[row] = why
+        rows = [row for row in range(len(messages)) if row not in refused]
+        now = np.array([places[messages[row]] for row in rows], np.int64)
+        following_rows = np.array([places[nexts[row]] for row in rows], np.int64)
+        actions = [served.actions[place] for place in now.tolist()]
+        states = served.states.take(now), served.states.take(following_rows)
+        kept = batch.take(pa.array(rows, pa.int64()))
+        return Opened(_transitions(kept, actions, states, self._action, version_number), _letters(batch, refused, now_ms))
+
+    def _open(self, messages: list[bytes]) -> tuple[dict[bytes, _Refused], dict[bytes, int], Served]:
+        """Why some messages are refused, the place of each of the others in the columns, and the columns."""
+        refused: dict[bytes, _Refused] = {}
         try:
-            pages[row] = _open_page(exposures[row], nexts[row], rewards[row], action, served)
-        except _Refused as error:
-            refused[row] = error
-    try:
-        states = _columns(list(pages.values()), features)
-    except WrongStateError:
-        refused.update(_wrong_states(pages, features))
-        pages = {row: page for row, page in pages.items() if row not in refused}
-        states = _columns(list(pages.values()), features)
-    partitions, offsets = batch.column("source_partition").to_pylist(), batch.column("source_offset").to_pylist()
-    dead_letters = [
-        DeadLetter(
-            stage=STAGE,
-            reason=error.reason,
-            detail=str(error),
-            source_topic=EXPOSURES,
-            source_partition=partitions[row],
-            source_offset=offsets[row],
-            size_bytes=len(exposures[row]),
-            ts_ms=now_ms,
-        )
-        for row, error in sorted(refused.items())
-    ]
-    kept = batch.take(pa.array(list(pages), pa.int64()))
-    return Opened(_transitions(kept, list(pages.values()), states, action, version_number), dead_letters)
+            served = self._reader.read(messages)
+        except READ_ERRORS:  # looked at one by one only where a batch has wrong ones
+            for message in messages:
+                error = self._reader.why_not(message)
+                if error is not None:
+                    refused[message] = _Refused("wrong_state" if isinstance(error, WrongStateError) else "malformed", str(error))
+            messages = [message for message in messages if message not in refused]
+            served = self._reader.read(messages)
+        for message, spec_hash in zip(messages, served.spec_hashes, strict=True):
+            if spec_hash not in ("", self._spec_hash):
+                detail = f"served with specification {spec_hash}, this trainer has {self._spec_hash}: give both the same [policy] settings"
+                refused[message] = _Refused("wrong_spec", detail)
+        return refused, {message: place for place, message in enumerate(messages)}, served
 
 
-def _open_page(message: bytes, next_message: bytes | None, reward: float, action: ActionSpec, opened: dict[bytes, ServedState]) -> _Page:
-    """`opened` keeps what was decoded: most pages come twice, as s' of one row and as s of another."""
-    if not math.isfinite(reward):
-        raise _Refused("malformed", f"reward: expected a finite number, got {reward!r}")
-    try:
-        for page in (message, next_message):
-            if page is not None and page not in opened:
-                opened[page] = decode_served_state(page)
-    except UNREADABLE as error:
-        raise _Refused("malformed", str(error)) from error
-    served = opened[message]
-    if len(served.action) != action.size:
-        raise _Refused("wrong_action", f"action: expected {action.size} numbers, got {len(served.action)}")
-    for dimension, value in zip(action.dimensions, served.action, strict=True):
+def _wrong_reward(reward: float) -> _Refused | None:
+    return None if math.isfinite(reward) else _Refused("malformed", f"reward: expected a finite number, got {reward!r}")
+
+
+def _wrong_action(served: list[float], action: ActionSpec) -> _Refused | None:
+    if len(served) != action.size:
+        return _Refused("wrong_action", f"action: expected {action.size} numbers, got {len(served)}")
+    for dimension, value in zip(action.dimensions, served, strict=True):
         slack = BOUND_SLACK * (dimension.high - dimension.low)
         if not dimension.low - slack <= value <= dimension.high + slack:  # also refuses NaN
-            raise _Refused("wrong_action", f"action {dimension.name}: expected {dimension.low} to {dimension.high}, got {value!r}")
-    return _Page(served.state, served.action, NO_STATE if next_message is None else opened[next_message].state)
+            return _Refused("wrong_action", f"action {dimension.name}: expected {dimension.low} to {dimension.high}, got {value!r}")
+    return None
 
 
-def _columns(pages: list[_Page], features: FeatureSpec) -> tuple[StateColumns, StateColumns]:
-    """The columns of s and s'. A state that comes more than once, as one object, is encoded once."""
-    places: dict[int, int] = {}
-    distinct: list[State] = []
-    for state in chain([page.state for page in pages], [page.next_state for page in pages]):
-        if id(state) not in places:
-            places[id(state)] = len(distinct)
-            distinct.append(state)
-    columns = features.columns(distinct)
-    now = np.array([places[id(page.state)] for page in pages], np.int64)
-    following = np.array([places[id(page.next_state)] for page in pages], np.int64)
-    return columns.take(now), columns.take(following)
-
-
-def _wrong_states(pages: dict[int, _Page], features: FeatureSpec) -> dict[int, _Refused]:
-    """Which rows the specification refuses: looked at one by one only where a batch has some."""
-    refused = {}
-    for row, page in pages.items():
-        try:
-            _columns([page], features)
-        except WrongStateError as error:
-            refused[row] = _Refused("wrong_state", str(error))
-    return refused
+def _letters(batch: pa.RecordBatch, refused: dict[int, _Refused], now_ms: int) -> list[DeadLetter]:
+    partitions, offsets = batch.column("source_partition"), batch.column("source_offset")
+    return [
+        DeadLetter(
+            stage=STAGE,
+            reason=why.reason,
+            detail=why.detail,
+            source_topic=EXPOSURES,
+            source_partition=partitions[row].as_py(),
+            source_offset=offsets[row].as_py(),
+            size_bytes=len(batch.column("exposure")[row].as_py()),
+            ts_ms=now_ms,
+        )
+        for row, why in sorted(refused.items())
+    ]
 
 
 def _transitions(
     batch: pa.RecordBatch,
-    pages: list[_Page],
+    served: Sequence[list[float]],
     states: tuple[StateColumns, StateColumns],
     action: ActionSpec,
     version_number: Callable[[str], int],
 ) -> Transitions:
-    served = np.array([page.action for page in pages], np.float64).reshape(len(pages), action.size)
+    actions = np.array(served, np.float64).reshape(len(served), action.size)
     return Transitions(
         id_hash=hash64(batch.column("transition_id").to_pylist()),
         state=states[0],
-        action=np.clip(served, action.low, action.high).astype(np.float32),
+        action=np.clip(actions, action.low, action.high).astype(np.float32),
         reward=batch.column("reward").to_numpy(),
         next_state=states[1],
         # a page that says it is not the last one but has no next page has no next state to learn from

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from schemas.features import FeatureSpec, StateColumns
+from schemas.features import FeatureSpec
+from schemas.state_columns import StateColumns
 
 Array = npt.NDArray[Any]
 Indices = npt.NDArray[np.int64]
@@ -50,7 +51,7 @@ def to_columns(rows: Transitions) -> dict[str, Array]:
     columns: dict[str, Array] = {name: getattr(rows, name) for name in _SCALARS}
     for name in _STATES:
         state: StateColumns = getattr(rows, name)
-        columns[f"{name}.dense"], columns[f"{name}.ids"] = state.dense, state.ids
+        columns[f"{name}.dense"], columns[f"{name}.ids"], columns[f"{name}.plain"] = state.dense, state.ids, state.plain
         columns.update({f"{name}.seq.{sequence}": ids for sequence, ids in state.sequences.items()})
     return columns
 
@@ -61,7 +62,8 @@ def from_columns(columns: dict[str, Array]) -> Transitions:
     for name in _STATES:
         prefix = f"{name}.seq."
         sequences = {key.removeprefix(prefix): column.astype(np.int64) for key, column in columns.items() if key.startswith(prefix)}
-        fields[name] = StateColumns(columns[f"{name}.dense"], columns[f"{name}.ids"].astype(np.int64), sequences)
+        ids = columns[f"{name}.ids"].astype(np.int64)
+        fields[name] = StateColumns(columns[f"{name}.dense"], ids, sequences, columns[f"{name}.plain"])
     return Transitions(**fields)
 
 
@@ -90,9 +92,10 @@ class ReplayBuffer:
             "version": ((), np.int32),
         }
         for name in _STATES:
-            shapes[f"{name}.dense"] = ((len(features.dense),), np.float32)
-            shapes[f"{name}.ids"] = ((len(features.ids),), np.int32)  # half the memory: no table has 2**31 rows
-            for sequence in features.sequences:
+            shapes[f"{name}.dense"] = ((len(features.normalised),), np.float32)
+            shapes[f"{name}.plain"] = ((features.plain_size,), np.float32)
+            shapes[f"{name}.ids"] = ((len(features.tables),), np.int32)  # half the memory: no table has 2**31 rows
+            for sequence in features.lists:
                 shapes[f"{name}.seq.{sequence.name}"] = ((sequence.length,), np.int32)
         self._columns = {name: np.zeros((capacity, *shape), dtype) for name, (shape, dtype) in shapes.items()}
 

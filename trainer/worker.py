@@ -20,13 +20,14 @@ from headrace.policy_settings import PolicySettings
 from headrace.step import Count
 from schemas.dead_letter import DeadLetter
 from schemas.drift import DenseReference, dense_reference, stability_index
-from schemas.policy import ARRIVAL_BIN_MS, Candidate, Lineage
+from schemas.features import differences
+from schemas.policy import ARRIVAL_BIN_MS, Candidate, Lineage, Normaliser
 from schemas.topics import TRANSITIONS
 from trainer.checkpoint import Checkpoint, CheckpointError, read_newest, write_checkpoint
 from trainer.ddpg import DDPG, DDPGState
-from trainer.export import actor_onnx, onnx_inputs, write_candidate
+from trainer.export import actor_onnx, write_candidate
 from trainer.gate_metrics import gate_metrics
-from trainer.preprocess import STAGE, open_transitions
+from trainer.preprocess import STAGE, Preprocess
 from trainer.replay import ReplayBuffer, SeenIds, Transitions
 from trainer.settings import TrainerSettings
 
@@ -35,8 +36,9 @@ CATCH_UP = 4.0
 were too few rows to learn from. All at once they would hold up the newest rows for seconds."""
 CATCH_UP_STEPS = 4
 """What a message of a few rows may cause all the same."""
-CHECKPOINT_FORMAT = 3
-"""Of what a checkpoint holds; 1 held torch's optimisers, 2 one weight for all features of a normaliser."""
+CHECKPOINT_FORMAT = 4
+"""Of what a checkpoint holds; 1 held torch's optimisers, 2 one weight for all features of a normaliser and no features that pass as they
+are, 3 still had one of these two faults, the one or the other."""
 REFERENCE_ROWS, NEWEST_ROWS = 4096, 1024
 """Of the replay buffer: what a version's dense features are described by, and what is compared with it. Without drift their PSI is 0.01."""
 SHAPING_SETTINGS = ("hidden", "head_hidden", "channels", "kernel", "heads")
@@ -80,6 +82,7 @@ class Worker:
         self.held_out = ReplayBuffer(policy.features, policy.action.size, settings.holdout_capacity)
         self.metrics: dict[str, float] = {}
         self._drift: dict[str, float] = {}
+        self._preprocess = Preprocess(policy.action, policy.features, policy.spec_hash)
         self._seen = SeenIds(settings.dedup_horizon)
         self._rng = np.random.default_rng(seed)
         self._progress = _Progress()
@@ -145,7 +148,7 @@ class Worker:
         if next_offset <= self._progress.offsets.get(partition, 0):
             return learned
         learned.counts[Count("in", TRANSITIONS)] = batch.num_rows
-        opened = open_transitions(batch, self.policy.action, self.policy.features, self._version_number, now_ms)
+        opened = self._preprocess(batch, self._version_number, now_ms)
         learned.dead_letters = opened.dead_letters
         learned.counts.update(Count("rejected", letter.reason) for letter in opened.dead_letters)
         is_first = self._seen.first_seen(opened.rows.id_hash)
@@ -186,6 +189,8 @@ class Worker:
             model_version=f"{self.policy.policy}-{number:06d}",
             created_ms=now_ms,
             spec_hash=self.policy.spec_hash,
+            features=self.policy.features.model_dump(mode="json"),
+            normaliser=_normaliser(self.learner),
             metrics=_finite({**self.metrics, **measured, **self._drift}),
             lineage=Lineage(
                 offsets={str(partition): offset for partition, offset in sorted(progress.offsets.items())},
@@ -195,7 +200,7 @@ class Worker:
                 learned_from=dict(sorted(progress.learned_from.items())),
             ),
             arrivals_ms={str(start): count for start, count in sorted(progress.arrivals_ms.items())},
-            golden_inputs={name: values.tolist() for name, values in onnx_inputs(golden).items()},
+            golden_inputs={name: values.tolist() for name, values in golden.inputs().items()},
             golden_action=self.learner.act(golden)[0].tolist(),
             dense_reference=reference,
         )
@@ -261,11 +266,11 @@ class Worker:
             progress.arrivals_ms[start] = progress.arrivals_ms.get(start, 0) + count
 
     def _dense_reference(self) -> DenseReference:
-        """What the dense features in the replay buffer look like; notes how far the newest of them are from it."""
+        """What the normalised features in the replay buffer look like; notes how far the newest of them are from it."""
         size = self.replay.size
         spread = np.linspace(0, size - 1, min(size, REFERENCE_ROWS)).astype(np.int64)
         reference = dense_reference(self.replay.rows(spread).state.dense)
-        if size >= REFERENCE_ROWS and self.policy.features.dense:
+        if size >= REFERENCE_ROWS and self.policy.features.normalised:
             newest = self.replay.rows(np.arange(size - NEWEST_ROWS, size)).state.dense
             self._drift = {"feature_psi_max": float(stability_index(reference, newest).max())}
         return reference
@@ -298,6 +303,7 @@ class Worker:
             "progress": msgspec.to_builtins(self._progress, str_keys=True),
             "rng": self._rng.bit_generator.state,
             "shape": self._shape(),
+            "features": self.policy.features.model_dump(mode="json"),
         }
         return Checkpoint(progress, dict(self.learner.state_dict()), {**columns, "seen": self._seen.state_dict()})
 
@@ -306,6 +312,8 @@ class Worker:
         changed = sorted(name for name in now if made.get(name) != now[name])
         if changed:
             was = ", ".join(f"{name} {made.get(name)!r} (now {now[name]!r})" for name in changed)
+            if "spec_hash" in changed:
+                was += f", features: {differences(checkpoint.progress.get('features', {}), self.policy.features)}"
             raise CheckpointError(f"checkpoints in {self._folder} were made with {was}; set it back, or move the folder away to start anew")
         self._checkpoint_number = number
         self._progress = msgspec.convert(checkpoint.progress["progress"], _Progress, str_keys=True)
@@ -319,6 +327,11 @@ class Worker:
 
 def _under(prefix: str, columns: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
     return {name.removeprefix(prefix): column for name, column in columns.items() if name.startswith(prefix)}
+
+
+def _normaliser(learner: DDPG) -> Normaliser:
+    constants = learner.features.constants()
+    return Normaliser(mean=constants.mean_N.tolist(), std=constants.std_N.tolist(), clip=constants.clip)
 
 
 def _finite(metrics: dict[str, float]) -> dict[str, float]:

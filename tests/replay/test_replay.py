@@ -84,7 +84,7 @@ def test_a_log_becomes_samples_transitions_a_policy_and_a_report(tmp_path: Path,
     candidate = json.loads((tmp_path / "out" / "policy" / "candidate.json").read_bytes())
     assert candidate["created_ms"] < 1_760_000_000_000  # a time of the log, not of this run
     actor = onnxruntime.InferenceSession(tmp_path / "out" / "policy" / "actor.onnx")
-    assert [output.name for output in actor.get_outputs()] == ["action"]
+    assert [output.name for output in actor.get_outputs()] == ["action", "normalised"]
     assert sorted(path.name for path in (tmp_path / "out" / "policy").iterdir()) == ["actor.onnx", "candidate.json", "checkpoint"]
 
 

@@ -294,7 +294,7 @@ MISFITS = [
         "Exposure.state.new is boolean, expected is double or string or array",
     ),
     (
-        "lists of numbers", changed(Exposure, state={"type": "map", "values": {"type": "array", "items": "int"}}),
+        "lists of booleans", changed(Exposure, state={"type": "map", "values": {"type": "array", "items": "boolean"}}),
         r"Exposure.state.\* is array, expected is double or string or array",
     ),
     (

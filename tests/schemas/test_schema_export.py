@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from schemas.export import MESSAGES, export, json_schema
 from schemas.features import FeatureSpec, WrongStateError
 from schemas.policy import Candidate
+from schemas.state_reader import StateReader
 
 COMMITTED = Path(__file__).parents[2] / "docs" / "schemas"
 
@@ -50,7 +51,7 @@ def test_the_candidate_that_is_described_has_the_fields_of_the_candidate_that_is
 
 
 def test_the_example_specification_reads_the_state_of_the_example_exposure():
-    columns = MESSAGES["feature_spec"].example.columns([MESSAGES["exposure"].example.state])
+    columns = StateReader(MESSAGES["feature_spec"].example).columns([MESSAGES["exposure"].example.state])
     assert columns.dense.tolist() == [[13.0]]
     assert (columns.ids > 0).all()
     assert (columns.sequences["recent_items"][0, -2:] > 0).all()
@@ -65,4 +66,4 @@ def test_a_state_of_the_wrong_type_names_the_feature(state, named):
     specification = MESSAGES["feature_spec"].example
     assert isinstance(specification, FeatureSpec)
     with pytest.raises(WrongStateError, match=named):
-        specification.columns([state])
+        StateReader(specification).columns([state])

@@ -35,6 +35,7 @@ def graph(
     """
     entries = {
         "dense": helper.make_tensor_value_info("dense", TensorProto.FLOAT, ["B", 1]),
+        "plain": helper.make_tensor_value_info("plain", TensorProto.FLOAT, ["B", 1]),
         "ids": helper.make_tensor_value_info("ids", TensorProto.INT64, ["B", 1]),
         "seq_recent_items": helper.make_tensor_value_info("seq_recent_items", TensorProto.INT64, ["B", 4]),
     }

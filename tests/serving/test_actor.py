@@ -2,10 +2,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from serving_models import ACTION, FEATURES, WriteVersion, graph
+from serving_models import ACTION, FEATURES, GOLDEN_INPUTS, WriteVersion, graph
 
 from headrace.policy_settings import PolicySettings
 from schemas.features import FeatureSpec, IdFeature
+from schemas.state_reader import StateReader
 from serving.actor import ActorError, load_actor
 from serving.decision import ActorFault, Decider
 from serving.drift import DenseWindow
@@ -14,14 +15,14 @@ from serving.exploration import Exploration
 
 def test_a_loaded_actor_answers_what_its_graph_computes_for_each_row(policy: PolicySettings, write_version: WriteVersion) -> None:
     actor = load_actor(write_version(1, [0.5, 1.0], state_weight=0.01), policy, 3)
-    actions = actor.act(FEATURES.columns([{"hour": 3.0}, {"hour": 50.0}]))
+    actions = actor.act(StateReader(FEATURES).columns([{"hour": 3.0}, {"hour": 50.0}]))
     assert actor.model_version == "fusion-000001"
     np.testing.assert_allclose(actions, [[0.53, 1.03], [1.0, 1.5]], rtol=1e-6)
 
 
 def test_an_action_past_its_bounds_is_clipped(policy: PolicySettings, write_version: WriteVersion) -> None:
     actor = load_actor(write_version(1, [0.5, 1.0], state_weight=0.01), policy, 1)
-    assert actor.act(FEATURES.columns([{"hour": 900.0}, {"hour": -900.0}])).tolist() == [[2.0, 2.0], [0.0, 0.0]]
+    assert actor.act(StateReader(FEATURES).columns([{"hour": 900.0}, {"hour": -900.0}])).tolist() == [[2.0, 2.0], [0.0, 0.0]]
 
 
 def test_an_input_of_size_zero_is_left_out(policy: PolicySettings, write_version: WriteVersion) -> None:
@@ -29,20 +30,26 @@ def test_an_input_of_size_zero_is_left_out(policy: PolicySettings, write_version
     folder = write_version(
         1, model=graph([1.0, 1.0], inputs=("ids",)), spec_hash=only_ids.spec_hash, golden_inputs={"ids": [[3.0]]}, golden_action=[1.0, 1.0]
     )
-    assert load_actor(folder, only_ids, 1).act(only_ids.features.columns([{}])).tolist() == [[1.0, 1.0]]
+    assert load_actor(folder, only_ids, 1).act(StateReader(only_ids.features).columns([{}])).tolist() == [[1.0, 1.0]]
 
 
 @pytest.mark.parametrize(
     ("fields", "reason", "message"),
     [
         ({"spec_hash": "0123"}, "wrong_spec", "was made for specification 0123, this process has"),
+        ({"spec_hash": "0123", "features": {"ids": [{"name": "town"}]}}, "wrong_spec", "ids city is new; ids town is gone"),
         ({"golden_action": [1.01, 0.9002]}, "wrong_golden", "0.0002 half ranges off"),
         ({"golden_action": [1.01]}, "wrong_golden", "inf half ranges off"),
         ({"golden_action": []}, "wrong_golden", "inf half ranges off"),
         ({"golden_inputs": {}, "golden_action": [1.01, 0.9]}, "wrong_golden", "golden inputs do not fit"),
+        ({"golden_inputs": {**GOLDEN_INPUTS, "ids": [[None]]}, "golden_action": [1.01, 0.9]}, "wrong_golden", "golden inputs do not fit"),
         ({"golden_inputs": {"other": [[1.0]]}, "golden_action": [1.01, 0.9]}, "wrong_golden", "golden inputs do not fit"),
         ({"model": b"no graph", "golden_action": [1.0, 1.0]}, "unloadable", "actor.onnx"),
-        ({"model": graph([1.0, 1.0], inputs=("dense",)), "golden_action": [1.0, 1.0]}, "wrong_inputs", "does not take the features"),
+        (
+            {"model": graph([1.0, 1.0], inputs=("dense",)), "golden_action": [1.0, 1.0]},
+            "wrong_inputs",
+            "input ids is none, the specification has tensor(int64) [B, 1]",
+        ),
         ({"model": graph([1.0]), "golden_action": [1.0]}, "wrong_inputs", "answers in shape (1, 1)"),
     ],
 )
@@ -64,7 +71,7 @@ def test_a_version_that_is_right_on_its_golden_row_only_fails_its_warm_up(policy
 
 def test_an_actor_that_fails_on_a_state_is_a_fault_and_not_a_crash(policy: PolicySettings, write_version: WriteVersion) -> None:
     actor = load_actor(write_version(1, model=graph([1.0, 1.0], table_rows=4)), policy, 1)
-    known, unknown = FEATURES.columns([{"city": ""}]), FEATURES.columns([{"city": "hz"}])
+    known, unknown = StateReader(FEATURES).columns([{"city": ""}]), StateReader(FEATURES).columns([{"city": "hz"}])
     assert (known.ids[0, 0], unknown.ids[0, 0]) == (0, 14)
     assert actor.act(known).tolist() == [[1.0, 1.0]]
     with pytest.raises(ActorFault, match=r"fusion-000001: .*out of"):

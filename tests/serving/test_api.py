@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 from fastapi import FastAPI
-from serving_models import ACTION, FEATURES, MemoryProducer, WriteVersion
+from serving_models import ACTION, FEATURES, GOLDEN_INPUTS, INPUTS, MemoryProducer, WriteVersion, graph
 
 from headrace.policy_settings import PolicySettings
 from schemas import exposure as exposures
@@ -17,7 +17,9 @@ from schemas.avro import avro_format, shipped_schema
 from schemas.drift import dense_reference
 from schemas.event_format import EventFormat, event_format
 from schemas.exposure import Exposure
+from schemas.features import DenseFeature, FeatureSpec
 from schemas.feedback import Feedback
+from schemas.state_reader import StateReader
 from serving.app import create_app
 from serving.exploration import Exploration
 from serving.metrics import ServingMetrics
@@ -99,7 +101,7 @@ def promoted(policy: PolicySettings, write_version: WriteVersion) -> None:
 
 
 @pytest.mark.usefixtures("promoted")
-def test_act_gives_the_served_versions_action_with_its_density(start: Any) -> None:
+def test_act_gives_the_served_versions_action_with_its_density(start: Any, policy: PolicySettings) -> None:
     answer = start(explore_sigma=0.2).client.post("/v1/act", json=ACT)
     assert answer.status_code == 200
     body = answer.json()
@@ -111,6 +113,7 @@ def test_act_gives_the_served_versions_action_with_its_density(start: Any) -> No
         "action": None,
         "propensity": None,
         "baseline_action": [1.0, 1.0],
+        "spec_hash": policy.spec_hash,
     }
     assert body["propensity"] == pytest.approx(Exploration(ACTION, 0.2).density(body["action"], [0.5, 1.5]))
 
@@ -135,6 +138,35 @@ def test_drift_is_measured_against_the_version_served_once_the_window_is_full(
     assert (before < 0.25, after > 1.0) == (True, True)
 
 
+def test_a_number_that_passes_as_it_is_has_no_part_in_drift(
+    policy: PolicySettings, producer: MemoryProducer, write_version: WriteVersion
+) -> None:
+    share = DenseFeature(name="share", normalisation="none")
+    features = FeatureSpec(dense=(share, *FEATURES.dense), ids=FEATURES.ids, sequences=FEATURES.sequences)
+    policy = policy.model_copy(update={"features": features})
+    trained_on = np.random.default_rng(0).normal(12.0, 3.0, (4000, 1)).astype(np.float32)
+    write_version(
+        7,
+        model=graph([1.0, 1.0], inputs=(*INPUTS, "plain")),
+        spec_hash=policy.spec_hash,
+        golden_inputs={**GOLDEN_INPUTS, "plain": [[0.5]]},
+        golden_action=[1.0, 1.0],
+        dense_reference=dense_reference(trained_on),
+    )
+    ModelStore(policy.model_dir, "fusion", policy.spec_hash).promote("fusion-000007", [], now_ms=1)
+    api = Api(policy, producer, {}, drift_window_requests=100)
+    api.client.start()
+    assert api.versions.settled(20.0)
+    for hour in trained_on[:100, 0].tolist():
+        assert api.client.post("/v1/act", json={"user_id": "u", "state": {"hour": hour, "share": 1e6}}).status_code == 200
+    shown = [line for line in api.client.get("/metrics").text.splitlines() if line.startswith("headrace_serving_feature_psi{")]
+    psi = api.sample("headrace_serving_feature_psi", feature="hour")
+    api.client.stop()
+    assert len(shown) == 1
+    assert psi is not None
+    assert psi < 0.25
+
+
 def test_a_request_without_an_id_is_given_one(start: Any) -> None:
     api = start()
     first, second = (api.client.post("/v1/act", json={"user_id": "u", "state": {}}).json()["request_id"] for _ in range(2))
@@ -143,7 +175,7 @@ def test_a_request_without_an_id_is_given_one(start: Any) -> None:
 
 
 @pytest.mark.usefixtures("promoted")
-def test_rank_orders_by_the_fused_score_and_logs_exactly_the_page_that_it_gave(start: Any) -> None:
+def test_rank_orders_by_the_fused_score_and_logs_exactly_the_page_that_it_gave(start: Any, policy: PolicySettings) -> None:
     api = start(explore_sigma=0.0)
     body = api.client.post("/v1/rank", json=RANK).json()
     assert [(item["item_id"], item["position"]) for item in body["items"]] == [("b", 0), ("c", 1)]
@@ -163,12 +195,13 @@ def test_rank_orders_by_the_fused_score_and_logs_exactly_the_page_that_it_gave(s
         "state": STATE,
         "action": [0.5, 1.5],
         "propensity": 1.0,
+        "spec_hash": policy.spec_hash,
         "items": [
             {"item_id": "b", "position": 0, "scores": {"click": 0.4, "pay": 0.3}, "features": {}},
             {"item_id": "c", "position": 1, "scores": {"click": 0.3, "pay": 0.2}, "features": {}},
         ],
     }
-    FEATURES.columns([logged.state])
+    StateReader(FEATURES).columns([logged.state])
 
 
 @pytest.mark.usefixtures("promoted")

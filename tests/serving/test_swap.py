@@ -6,6 +6,7 @@ import pytest
 from serving_models import FEATURES, WriteVersion
 
 from headrace.policy_settings import PolicySettings
+from schemas.state_reader import StateReader
 from serving.metrics import ServingMetrics
 from serving.swap import ServedVersion
 from serving.versions import ModelStore
@@ -132,7 +133,7 @@ def test_versions_swapped_under_fire_never_give_a_failed_or_mixed_answer(
     for number in range(1, 16):
         write_version(number, [0.1 * number, 0.05 * number])
     expected = {f"fusion-{number:06d}": 0.1 * number for number in range(1, 16)}
-    columns = FEATURES.columns([{}])
+    columns = StateReader(FEATURES).columns([{}])
     stop, wrong, seen, answered = threading.Event(), [], set(), threading.Condition()
 
     def hammer() -> None:

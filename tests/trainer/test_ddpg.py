@@ -6,7 +6,8 @@ import torch
 from transition_log import action_spec, small_settings
 
 from schemas.action import ActionDimension, ActionSpec
-from schemas.features import DenseFeature, FeatureSpec, IdFeature, SequenceFeature, StateColumns
+from schemas.features import DenseFeature, FeatureSpec, IdFeature, SequenceFeature
+from schemas.state_columns import StateColumns
 from trainer.ddpg import DDPG, advantage_loss, bootstrap_mask, cautious_gradient, td_error, value_loss
 from trainer.replay import ReplayBuffer, Transitions
 from trainer.settings import TrainerSettings
@@ -24,6 +25,7 @@ def states(rng: np.random.Generator, count: int, features: FeatureSpec = FEATURE
         rng.normal(size=(count, len(features.dense))).astype(np.float32),
         ids,
         {sequence.name: rng.integers(0, 16, (count, sequence.length)) for sequence in features.sequences},
+        np.zeros((count, 0), np.float32),
     )
 
 
@@ -200,6 +202,7 @@ def test_the_next_state_of_a_finished_session_has_no_effect() -> None:
         np.where(done[:, None], other.dense, rows.next_state.dense),
         np.where(done[:, None], other.ids, rows.next_state.ids),
         {"recent": np.where(done[:, None], other.sequences["recent"], rows.next_state.sequences["recent"])},
+        other.plain,
     )
     assert first.learn(rows) == second.learn(replace(rows, next_state=mixed))
     assert are_equal(weights(first), weights(second))

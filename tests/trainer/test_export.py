@@ -6,9 +6,19 @@ import torch
 from transition_log import FEATURES, SMALL
 
 from schemas.action import ActionDimension, ActionSpec
-from schemas.features import DenseFeature, FeatureSpec, IdFeature, SequenceFeature, StateColumns
+from schemas.features import (
+    BinarySequenceFeature,
+    CrossFeature,
+    DenseFeature,
+    FeatureSpec,
+    IdFeature,
+    MultiIdFeature,
+    SequenceFeature,
+    VectorFeature,
+)
+from schemas.state_columns import StateColumns
 from trainer.ddpg import DDPG
-from trainer.export import actor_onnx, onnx_inputs
+from trainer.export import actor_onnx
 from trainer.settings import TrainerSettings
 
 ACTION = ActionSpec(
@@ -18,8 +28,21 @@ ACTION = ActionSpec(
         ActionDimension(name="c", objective="like", low=0.0, baseline=0.0, high=1.0),
     )
 )
+EVERY_KIND = FeatureSpec(
+    dense=(DenseFeature(name="x"), DenseFeature(name="share", normalisation="none")),
+    ids=(IdFeature(name="city", buckets=9, dim=3),),
+    multi_ids=tuple(MultiIdFeature(name=pooling, pooling=pooling, length=4, buckets=9, dim=3) for pooling in ("mean", "sum", "max")),
+    sequences=(
+        SequenceFeature(name="s", length=5, buckets=9, dim=3),
+        SequenceFeature(name="t", length=6, buckets=9, dim=3, pooling="attention"),
+    ),
+    binary_sequences=(BinarySequenceFeature(name="habit", windows=("1h", "1d"), dim=3),),
+    crosses=(CrossFeature(name="city_habit", of=("city", "habit"), buckets=9, dim=3),),
+    vectors=(VectorFeature(name="text", size=4),),
+)
 SPECS = {
     "all kinds": FEATURES,
+    "every kind and pooling": EVERY_KIND,
     "dense only": FeatureSpec(dense=(DenseFeature(name="x"), DenseFeature(name="y"))),
     "ids only": FeatureSpec(ids=(IdFeature(name="a", buckets=9, dim=3), IdFeature(name="b", buckets=5, dim=2))),
     "sequences only": FeatureSpec(
@@ -30,16 +53,17 @@ SPECS = {
 
 def random_states(features: FeatureSpec, count: int, seed: int) -> StateColumns:
     rng = np.random.default_rng(seed)
-    dense = rng.normal(100.0, 30.0, (count, len(features.dense))).astype(np.float32)
+    dense = rng.normal(100.0, 30.0, (count, len(features.normalised))).astype(np.float32)
     dense[::7] *= 1e6  # far beyond the clip
     dense[rng.random(dense.shape) < 0.1] = np.nan  # missing
-    ids = [rng.integers(0, feature.buckets, count) for feature in features.ids]
+    ids = [rng.integers(0, table.rows, count) for table in features.tables]
     sequences = {}
-    for feature in features.sequences:
+    for feature in features.lists:
         sequence = rng.integers(0, feature.buckets, (count, feature.length))
         sequence[np.arange(feature.length) < rng.integers(0, feature.length + 1, count)[:, None]] = 0
         sequences[feature.name] = sequence
-    return StateColumns(dense, np.stack(ids, axis=1) if ids else np.zeros((count, 0), np.int64), sequences)
+    plain = rng.normal(0.0, 1.0, (count, features.plain_size)).astype(np.float32)
+    return StateColumns(dense, np.stack(ids, axis=1) if ids else np.zeros((count, 0), np.int64), sequences, plain)
 
 
 def randomised(features: FeatureSpec, seed: int = 3, rows: int = 500, **changes: object) -> DDPG:
@@ -53,7 +77,7 @@ def randomised(features: FeatureSpec, seed: int = 3, rows: int = 500, **changes:
 
 def run(model: bytes, states: StateColumns) -> np.ndarray:
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    return session.run(["action"], onnx_inputs(states))[0]
+    return session.run(["action"], states.inputs())[0]
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -93,6 +117,7 @@ def test_the_same_weights_give_the_same_bytes_and_a_whole_model() -> None:
     ("name", "inputs"),
     [
         ("all kinds", ["dense", "ids", "seq_recent"]),
+        ("every kind and pooling", ["dense", "ids", "plain", "seq_max", "seq_mean", "seq_s", "seq_sum", "seq_t"]),
         ("dense only", ["dense"]),
         ("ids only", ["ids"]),
         ("sequences only", ["seq_s", "seq_t"]),
@@ -100,5 +125,29 @@ def test_the_same_weights_give_the_same_bytes_and_a_whole_model() -> None:
 )
 def test_inputs_of_size_zero_are_left_out(name: str, inputs: list[str]) -> None:
     session = onnxruntime.InferenceSession(actor_onnx(randomised(SPECS[name])), providers=["CPUExecutionProvider"])
-    assert [item.name for item in session.get_inputs()] == inputs
-    assert sorted(onnx_inputs(random_states(SPECS[name], 2, seed=0))) == inputs
+    assert sorted(item.name for item in session.get_inputs()) == inputs
+    assert sorted(random_states(SPECS[name], 2, seed=0).inputs()) == inputs
+
+
+@pytest.mark.parametrize("part", ["city", "habit", "city_habit", "mean", "sum", "max", "s", "t", "plain", "dense"])
+def test_every_part_of_the_state_reaches_the_action(part: str) -> None:
+    learner = randomised(EVERY_KIND)
+    states = random_states(EVERY_KIND, 64, seed=5)
+    tables = [table.name for table in EVERY_KIND.tables]
+    sequences = {name: np.zeros_like(ids) if name == part else ids for name, ids in states.sequences.items()}
+    ids, dense, plain = (column.copy() for column in (states.ids, states.dense, states.plain))
+    if part in tables:
+        ids[:, tables.index(part)] = 0
+    dense, plain = (-1e6 * dense, plain) if part == "dense" else (dense, plain + (part == "plain"))
+    changed = StateColumns(dense.astype(np.float32), ids, sequences, plain.astype(np.float32))
+    model = actor_onnx(learner)
+    assert np.abs(run(model, changed) - run(model, states)).max() > 1e-3
+    np.testing.assert_allclose(run(model, changed), learner.act(changed), rtol=0, atol=3e-5)
+
+
+def test_the_graph_also_gives_what_its_normaliser_made_of_the_numbers() -> None:
+    learner = randomised(EVERY_KIND)
+    states = random_states(EVERY_KIND, 50, seed=2)
+    session = onnxruntime.InferenceSession(actor_onnx(learner), providers=["CPUExecutionProvider"])
+    normalised = session.run(["normalised"], states.inputs())[0]
+    np.testing.assert_array_equal(normalised, learner.state_tensors(states).dense_BN.numpy())

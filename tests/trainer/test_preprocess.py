@@ -5,11 +5,12 @@ import pytest
 from transition_log import FEATURES, action_spec, batch, page, row
 
 from schemas.features import FeatureSpec, IdFeature
-from trainer.preprocess import open_transitions
+from trainer.preprocess import Preprocess
 from trainer.replay import hash64
 
 ACTION = action_spec(2)
 NOW_MS = 5_000
+SPEC_HASH = "5a5a"
 
 
 def state(**changes: object) -> dict[str, object]:
@@ -17,7 +18,7 @@ def state(**changes: object) -> dict[str, object]:
 
 
 def opened(*rows: dict[str, object]):
-    return open_transitions(batch(list(rows)), ACTION, FEATURES, {"": 0, "fusion-000001": 1}.__getitem__, NOW_MS)
+    return Preprocess(ACTION, FEATURES, SPEC_HASH)(batch(list(rows)), {"": 0, "fusion-000001": 1}.__getitem__, NOW_MS)
 
 
 def test_a_transition_becomes_columns() -> None:
@@ -60,6 +61,10 @@ BAD_ROWS = [
     ({"exposure": json.dumps(with_action(1.0, 1.0, 1.0)).encode()}, "wrong_action", "expected 2 numbers, got 3"),
     ({"exposure": json.dumps(with_action(1.0, 2.1)).encode()}, "wrong_action", "action w1: expected 0.0 to 2.0, got 2.1"),
     ({"exposure": json.dumps(with_action(-0.1, 1.0)).encode()}, "wrong_action", "action w0"),
+    ({"exposure": json.dumps({**state(), "spec_hash": "0101"}).encode()}, "wrong_spec", "specification 0101, this trainer has 5a5a"),
+    ({"next_exposure": json.dumps({**state(), "spec_hash": "0101"}).encode()}, "wrong_spec", "specification 0101"),
+    ({"exposure": json.dumps(state(recent=["i-1", None])).encode()}, "malformed", "got `null`"),
+    ({"exposure": json.dumps(state(recent=["i-1", 2.0])).encode()}, "wrong_state", "feature recent: expected a string, got 2.0"),
     ({"exposure": b'{"state": {}, "action": [1.0, 1e999]}'}, "malformed", "out of range"),
 ]
 
@@ -91,7 +96,7 @@ def test_a_batch_of_bad_rows_only_gives_no_rows() -> None:
 
 def test_features_of_one_kind_only_are_enough() -> None:
     features = FeatureSpec(ids=(IdFeature(name="city"),))
-    rows, _ = open_transitions(batch([row(1, page(np.random.default_rng(0)), None)]), ACTION, features, lambda _: 0, NOW_MS)
+    rows, _ = Preprocess(ACTION, features, SPEC_HASH)(batch([row(1, page(np.random.default_rng(0)), None)]), lambda _: 0, NOW_MS)
     assert rows.state.dense.shape == (1, 0)
     assert rows.state.ids.shape == (1, 1)
 
@@ -110,3 +115,8 @@ def test_a_bad_page_is_refused_as_the_next_one_of_a_row_and_as_its_own() -> None
     rows, letters = opened(row(1, state(), broken), row(2, broken, None), row(3, state(), {"state": 1}), row(4, state(), {"state": 1}))
     assert [(letter.source_offset, letter.reason) for letter in letters] == [(2, "wrong_action"), (3, "malformed"), (4, "malformed")]
     assert rows.id_hash.tolist() == hash64(["r-1"]).tolist()
+
+
+def test_pages_of_the_trainer_s_own_specification_and_of_none_are_learned_from() -> None:
+    rows, letters = opened(row(1, {**state(), "spec_hash": SPEC_HASH}, state()), row(2, state(), None))
+    assert (len(rows), letters) == (2, [])

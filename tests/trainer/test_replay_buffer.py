@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from transition_log import FEATURES
 
-from schemas.features import StateColumns
+from schemas.state_columns import StateColumns
 from trainer.replay import ReplayBuffer, SeenIds, Transitions, hash64
 
 
@@ -12,7 +12,8 @@ def transitions(first: int, count: int) -> Transitions:
 
     def state(shift: float) -> StateColumns:
         dense = np.stack([numbers + shift, numbers], axis=1).astype(np.float32)
-        return StateColumns(dense, (numbers % 16)[:, None], {"recent": np.repeat(numbers[:, None] % 32, 5, axis=1)})
+        recent = np.repeat(numbers[:, None] % 32, 5, axis=1)
+        return StateColumns(dense, (numbers % 16)[:, None], {"recent": recent}, np.zeros((count, 0), np.float32))
 
     return Transitions(
         id_hash=numbers.astype(np.uint64),

@@ -6,13 +6,16 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from transition_log import action_spec, batch, batches, page, policy_settings, row, small_settings
+from transition_log import FEATURES, action_spec, batch, batches, page, policy_settings, row, small_settings
 
 from headrace.policy_settings import PolicySettings
 from headrace.step import Count
 from schemas.drift import DenseReference
 from schemas.features import DenseFeature, FeatureSpec
+from schemas.message_reader import MessageReader
+from schemas.state_reader import StateReader
 from serving.actor import load_actor
+from serving.probe import probe_columns
 from trainer.checkpoint import CheckpointError
 from trainer.worker import Worker
 
@@ -224,6 +227,25 @@ def test_a_checkpoint_of_another_network_is_refused_in_one_line(tmp_path: Path, 
     assert "\n" not in str(caught.value)
 
 
+def test_a_checkpoint_of_other_features_is_refused_by_their_names(tmp_path: Path) -> None:
+    made = fed(tmp_path, 2)
+    made.checkpoint(1)
+    features = FEATURES.model_copy(update={"dense": (*FEATURES.dense, DenseFeature(name="z")), "ids": ()})
+    other = made.policy.model_copy(update={"features": features})
+    with pytest.raises(CheckpointError, match=r"spec_hash .*features: dense z is new; ids city is gone; set it back") as caught:
+        Worker(made.settings, other, tmp_path / "state", "0.1.0", seed=7)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_candidate_says_what_features_and_which_normaliser_it_was_made_with(tmp_path: Path) -> None:
+    made = fed(tmp_path, 10)
+    written = candidate(made.write_candidate(1))
+    assert written["features"] == FEATURES.model_dump(mode="json")
+    constants = made.learner.features.constants()
+    assert written["normaliser"] == {"mean": constants.mean_N.tolist(), "std": constants.std_N.tolist(), "clip": constants.clip}
+    assert constants.std_N.min() > 0.5 and constants.mean_N[0] == pytest.approx(50, abs=3)
+
+
 def test_a_checkpoint_goes_on_with_another_learning_rate_and_replay_size(tmp_path: Path) -> None:
     fed(tmp_path, 5).checkpoint(1)
     smaller = worker(tmp_path, critic_learning_rate=1e-4, replay_capacity=64)
@@ -241,13 +263,20 @@ def test_rewards_of_a_size_that_overflows_are_survived(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_an_older_format_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("trainer.worker.CHECKPOINT_FORMAT", 2)
+        patched.setattr("trainer.worker.CHECKPOINT_FORMAT", 3)
         fed(tmp_path, 2).checkpoint(1)
-    with pytest.raises(CheckpointError, match=r"format 2 \(now 3\).*move the folder away"):
+    with pytest.raises(CheckpointError, match=r"format 3 \(now 4\).*move the folder away"):
         worker(tmp_path)
 
 
-MISSING = FeatureSpec(dense=(DenseFeature(name="x"), DenseFeature(name="y", default=float("nan"))))
+MISSING = FeatureSpec(
+    dense=(
+        DenseFeature(name="plain_x", source="x", normalisation="none"),
+        DenseFeature(name="x"),
+        DenseFeature(name="y", default=float("nan")),
+        DenseFeature(name="log_y", source="y", default=float("nan"), normalisation="log_zscore"),
+    )
+)
 
 
 def test_a_feature_that_states_lack_is_learned_around_exported_and_loaded(tmp_path: Path) -> None:
@@ -262,7 +291,7 @@ def test_a_feature_that_states_lack_is_learned_around_exported_and_loaded(tmp_pa
     made.learn(0, 1, batch([row(number, shown, None) for number, shown in enumerate(pages)]), 0)
     seen = [shown["state"]["y"] for shown in pages if "y" in shown["state"]]  # type: ignore[index,operator]
     constants = made.learner.features.constants()
-    assert made.learner.features.seen_N.tolist() == [200, len(seen)]
+    assert made.learner.features.seen_N.tolist() == [200, len(seen), len(seen)]
     assert constants.mean_N[1] == pytest.approx(np.mean(np.array(seen, np.float32), dtype=np.float64))
     while not np.isnan(made.held_out.rows(np.array([made.held_out.size - 1])).state.dense[0, 1]):
         number = made.offsets[0]
@@ -271,10 +300,42 @@ def test_a_feature_that_states_lack_is_learned_around_exported_and_loaded(tmp_pa
     assert path is not None
     assert candidate(path)["golden_inputs"]["dense"][0][1] is None  # type: ignore[index]
     actor = load_actor(path, policy, 1)
-    columns = MISSING.columns([{"x": 40.0}, {"x": 40.0, "y": float(constants.mean_N[1])}])
-    assert np.isnan(columns.dense[0, 1])
+    assert np.isfinite(probe_columns(MISSING, actor.candidate, 20, rng).dense).all()  # the gate tries such a feature's values too
+    states = [{"x": 40.0}, {"x": 40.0, "y": float(constants.mean_N[1])}, {"x": 40.0, "y": 3.0}]
+    columns = StateReader(MISSING).columns(states)
+    assert np.isnan(columns.dense).tolist() == [[False, True, True], [False] * 3, [False] * 3]
     np.testing.assert_allclose(actor.act(columns), made.learner.act(columns), atol=1e-6)
-    np.testing.assert_allclose(actor.act(columns)[0], actor.act(columns)[1], atol=1e-6)
+    opened = MessageReader(MISSING).read([json.dumps({"state": state, "action": [1.0, 1.0]}).encode() for state in states]).states
+    np.testing.assert_array_equal(actor.act(opened), actor.act(columns))
+    normalised = onnxruntime.InferenceSession(path / "actor.onnx", providers=["CPUExecutionProvider"]).run(
+        ["normalised"], columns.inputs()
+    )[0]
+    np.testing.assert_array_equal(normalised, constants(columns.dense))
+    assert normalised[0, 1:].tolist() == [0.0, 0.0]
+    assert abs(normalised[1, 1]) < 1e-6 < normalised[2, 1]
+    made.checkpoint(2)
+    resumed = Worker(made.settings, policy, tmp_path / "state", "0.1.0", seed=7)
+    np.testing.assert_array_equal(resumed.learner.act(columns), made.learner.act(columns))
+    assert np.isnan(resumed.replay.rows(np.arange(resumed.replay.size)).state.dense[:, 1]).any()
+    written = candidate(path)
+    assert FeatureSpec.model_validate(written["features"]).model_dump(mode="json") == MISSING.model_dump(mode="json")
+    assert np.array(written["normaliser"]["mean"]).tolist() == constants.mean_N.tolist()  # type: ignore[index]
+
+
+def test_without_normalised_features_there_is_no_drift_to_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.worker.REFERENCE_ROWS", 100)
+    features = FeatureSpec(dense=(DenseFeature(name="x", normalisation="none"),))
+    policy = PolicySettings(action=action_spec(2), features=features, model_dir=tmp_path / "models")
+    made = Worker(small_settings(), policy, tmp_path / "state", "0.1.0", seed=7)
+    for number, rows in enumerate(batches(0, 4)):
+        made.learn(0, number + 1, rows, 0)
+    path = made.write_candidate(1)
+    assert made.replay.size >= 100
+    assert candidate(path)["dense_reference"] == {"rows": 100, "edges": [], "shares": []}
+    assert "feature_psi_max" not in made.gauges()
+    assert path is not None
+    states = StateReader(features).columns([{"x": 0.5}, {}])
+    np.testing.assert_allclose(load_actor(path, policy, 1).act(states), made.learner.act(states), atol=1e-6)
 
 
 def test_a_version_brings_what_its_dense_features_looked_like_and_drift_is_a_gauge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,213 @@
+"""Exposure messages -> the encoder's columns, unopened bytes decoded once: the batch counterpart of `state_reader.py`.
+
+A message is decoded into a struct made for the specification: what no feature reads is skipped unseen, numbers come checked. Lists of
+ids stay bytes, which Arrow splits for all messages at once. Structs look their fields up in order, starting behind the last one found:
+they are made in the order in which the messages have them (three times faster at a hundred features than in the opposite order).
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import chain
+from operator import attrgetter
+from struct import Struct as Packed
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from msgspec import Raw, Struct, defstruct
+
+from schemas.codec import UNREADABLE, decode_served_state
+from schemas.exposure import Propensity, SpecHash
+from schemas.features import FeatureSpec, VectorFeature, WrongStateError
+from schemas.raw_columns import ColumnMaker, Floats, OpenColumns, TextLists, UnboundedError
+from schemas.state_columns import StateColumns
+from schemas.state_reader import Codes, StateReader
+
+_DECODED_AT_ONCE = 128
+"""Messages whose structs are alive together: some hundred kilobytes, which stay in the processor's cache until they are columns."""
+_MAX_ORDERS = 8
+"""Orders of fields whose structs are kept: as many producers, more or less."""
+_decode_list = msgspec.json.Decoder(list[str | float]).decode
+
+_NO_VECTOR: list[float] = []
+
+
+READ_ERRORS = (*UNREADABLE, WrongStateError, TypeError, UnboundedError)
+"""What reading raises where a message cannot be read."""
+
+
+class _Keys(Struct):
+    state: dict[str, Raw]
+
+
+_decode_keys = msgspec.json.Decoder(_Keys).decode
+
+
+class Served(NamedTuple):
+    """Messages as columns: the states, and one action and specification hash a message."""
+
+    states: StateColumns
+    actions: list[list[float]]
+    spec_hashes: list[str]
+
+
+class MessageReader:
+    """Reads exposure messages by one specification."""
+
+    def __init__(self, spec: FeatureSpec) -> None:
+        self.spec = spec
+        self._maker = ColumnMaker(spec)
+        self._states = StateReader(spec)
+        self._codes = [Codes(feature) for feature in spec.binary_sequences]
+        self._field_types = _field_types(spec)
+        self._fields = {key: f"f{place}" for place, key in enumerate(self._field_types)}
+        """The struct's attribute of each key: keys need not be Python names."""
+        self._decoders: dict[tuple[str, ...], Callable[[bytes], Any]] = {}
+        keys = self._fields
+        self._numbers = _tuple_of([keys[feature.key] for feature in spec.dense])
+        self._pack = Packed(f"{len(spec.dense)}d").pack
+        self._ids = [attrgetter(keys[feature.key]) for feature in spec.ids]
+        self._lists = [attrgetter(keys[feature.key]) for feature in spec.lists]
+        self._code_strings = [attrgetter(keys[feature.key]) for feature in spec.binary_sequences]
+        self._vectors = [attrgetter(keys[feature.key]) for feature in spec.vectors]
+
+    def read(self, messages: Sequence[bytes]) -> Served:
+        """All of them. Raises one of READ_ERRORS where one cannot be read: `why_not` says which, and why."""
+        opened, actions, spec_hashes = self.open(messages)
+        return Served(self._maker.columns(opened.raw()), actions, spec_hashes)
+
+    def open(self, messages: Sequence[bytes]) -> tuple[OpenColumns, list[list[float]], list[str]]:
+        """The states as columns, their ids not hashed yet; and an action and a specification hash a message."""
+        decode = self._decoder(messages)
+        numbers: list[bytes] = []
+        texts: list[list[str]] = [[] for _ in self._ids]
+        lists: list[list[bytes]] = [[] for _ in self._lists]
+        codes: list[list[int]] = [[] for _ in self._codes]
+        vectors: list[list[list[float]]] = [[] for _ in self._vectors]
+        actions: list[list[float]] = []
+        spec_hashes: list[str] = []
+        for start in range(0, len(messages), _DECODED_AT_ONCE):
+            served = [decode(message) for message in messages[start : start + _DECODED_AT_ONCE]]
+            states = [message.state for message in served]
+            actions += [message.action for message in served]
+            spec_hashes += [message.spec_hash for message in served]
+            numbers += [self._pack(*values) for values in map(self._numbers, states)]
+            for column, text_of in zip(texts, self._ids, strict=True):
+                column.extend(map(text_of, states))
+            for raws, raw_of in zip(lists, self._lists, strict=True):
+                raws.extend(map(bytes, map(raw_of, states)))
+            for found, known, code_of in zip(codes, self._codes, self._code_strings, strict=True):
+                found.extend(known[code_of(state)] for state in states)
+            for found_vectors, vector_of in zip(vectors, self._vectors, strict=True):
+                found_vectors.extend(map(vector_of, states))
+        opened = OpenColumns(
+            np.frombuffer(b"".join(numbers), np.float64).reshape(len(messages), len(self.spec.dense)),
+            [pa.array(column, pa.string()) for column in texts],
+            [np.array(found, np.int64) for found in codes],
+            [text_lists(raws, feature.length) for feature, raws in zip(self.spec.lists, lists, strict=True)],
+            [_matrix(feature, found) for feature, found in zip(self.spec.vectors, vectors, strict=True)],
+        )
+        return opened, actions, spec_hashes
+
+    def why_not(self, message: bytes) -> Exception | None:
+        """Why this message cannot be read; None where it can. WrongStateError names the feature."""
+        try:
+            self.read([message])
+        except READ_ERRORS as error:
+            try:
+                self._states.columns([decode_served_state(message).state])
+            except (*UNREADABLE, WrongStateError) as named:
+                return named
+            return error
+        return None
+
+    def _decoder(self, messages: Sequence[bytes]) -> Callable[[bytes], Any]:
+        """The decoder for the order in which the first message has its features."""
+        try:
+            order = tuple(key for key in _decode_keys(messages[0]).state if key in self._fields) if messages else ()
+        except UNREADABLE:
+            order = ()
+        if order not in self._decoders:
+            if len(self._decoders) >= _MAX_ORDERS:
+                self._decoders.clear()
+            rest = [key for key in self._fields if key not in order]
+            self._decoders[order] = self._make_decoder([*order, *rest])
+        return self._decoders[order]
+
+    def _make_decoder(self, keys: Sequence[str]) -> Callable[[bytes], Any]:
+        names = {self._fields[key]: key for key in keys}
+        fields: list[Any] = [(self._fields[key], *self._field_types[key]) for key in keys]
+        state = defstruct("ReadState", fields, rename=names, gc=False)
+        served: list[Any] = [
+            ("state", state),
+            ("action", list[float]),
+            ("propensity", Propensity, 1.0),
+            ("spec_hash", SpecHash, ""),
+        ]
+        return msgspec.json.Decoder(defstruct("ReadMessage", served, gc=False)).decode
+
+
+def _field_types(spec: FeatureSpec) -> dict[str, tuple[Any, Any]]:
+    """Type and default of each key of a state that a feature reads."""
+    numbers: dict[str, tuple[Any, Any]] = {feature.key: (float, feature.default) for feature in spec.dense}
+    texts = {feature.key: (str, feature.default) for feature in spec.ids} | {feature.key: (str, "") for feature in spec.binary_sequences}
+    lists = {feature.key: (Raw, Raw(msgspec.json.encode(feature.default))) for feature in spec.lists}
+    vectors = {feature.key: (list[float], msgspec.field(default_factory=lambda: _NO_VECTOR)) for feature in spec.vectors}
+    return numbers | texts | lists | vectors
+
+
+def _tuple_of(names: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:
+    """The values of some attributes; an attrgetter of one name gives no tuple."""
+    if len(names) == 1:
+        value_of = attrgetter(names[0])
+        return lambda state: (value_of(state),)
+    return attrgetter(*names) if names else lambda _: ()
+
+
+def _matrix(feature: VectorFeature, vectors: Sequence[list[float]]) -> Floats:
+    wrong = next((vector for vector in vectors if vector is not _NO_VECTOR and len(vector) != feature.size), None)
+    if wrong is not None:
+        raise WrongStateError(f"feature {feature.name}: expected {feature.size} numbers, got {len(wrong)}")
+    zeros = [0.0] * feature.size
+    cells = chain.from_iterable(zeros if vector is _NO_VECTOR else vector for vector in vectors)
+    return np.fromiter(cells, np.float64, len(vectors) * feature.size).reshape(len(vectors), feature.size)
+
+
+def text_lists(lists: Sequence[bytes], length: int) -> TextLists:
+    """JSON lists of strings as one column; at least their newest `length`.
+
+    Raises one of UNREADABLE where one is no list of strings and numbers, TypeError where one of the newest is a number.
+    """
+    plain = _split(lists)
+    if plain is None:
+        opened = [_decode_list(ids)[-length:] for ids in lists]
+        lengths = np.fromiter(map(len, opened), np.int64, len(opened))
+        flat = list(chain.from_iterable(opened))
+        if not all(isinstance(value, str) for value in flat):
+            raise TypeError("an id is a string")
+        return TextLists(pa.array(flat, pa.string()), lengths)
+    return plain
+
+
+def _split(lists: Sequence[bytes]) -> TextLists | None:
+    """Lists as most producers write them, `["a","b"]` without escapes and spaces, taken apart at `","`; None where one is otherwise.
+
+    They are JSON already. So if there are twice as many quotes as pieces, none lies within a piece, and the pieces are the strings.
+    """
+    is_empty = np.fromiter((ids == b"[]" for ids in lists), np.bool_, len(lists))
+    if any(b"\\" in ids or not ids.startswith(b'["') or not ids.endswith(b'"]') for ids in lists if ids != b"[]"):
+        return None
+    inner = pa.array([ids[2:-2] for ids in lists], pa.binary(), size=len(lists))
+    try:
+        pieces = pc.split_pattern(inner.cast(pa.string()), '","')  # the cast refuses what is not UTF-8
+    except pa.ArrowInvalid:
+        return None
+    values = pieces.flatten()
+    if sum(ids.count(b'"') for ids in lists) != 2 * (len(values) - int(is_empty.sum())):
+        return None
+    lengths = np.diff(pieces.offsets.to_numpy()).astype(np.int64)
+    if is_empty.any():  # of an empty list the split makes one empty string
+        values = values.filter(pa.array(np.repeat(~is_empty, lengths)))
+        lengths = np.where(is_empty, 0, lengths)
+    return TextLists(values, lengths)
