@@ -16,7 +16,7 @@ from headrace.step import MakeStep, Record
 from headrace.topic_ids import topic_ids
 from headrace.transport import BatchTopic
 
-WEB_PORTS = {"joiner": 6066, "experience": 6067, "trainer": 6068, "monitor": 6069, "controller": 6070, "sink": 6071}
+WEB_PORTS = {"joiner": 6066, "experience": 6067, "trainer": 6068, "monitor": 6069, "controller": 6070, "sink": 6071, "user-state": 6072}
 """Where each worker's pages are, unless it is told otherwise."""
 
 

@@ -28,6 +28,7 @@ BenchBroker = Annotated[
     typer.Option("--broker", help="by default kafka where KAFKA_HOME names a distribution, else embedded"),
 ]
 JsonFile = Annotated[str | None, typer.Option("--json", metavar="FILE", help="write the report as JSON; - for standard output")]
+Service = Literal["joiner", "experience", "trainer", "monitor", "controller", "sink", "user-state"]
 LogLevel = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], typer.Option("--log-level")]
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST)
@@ -94,9 +95,9 @@ def topics() -> None:
 
 @app.command()
 def worker(
-    service: Annotated[Literal["joiner", "experience", "trainer", "monitor", "controller", "sink"], typer.Argument(help="which service")],
+    service: Annotated[Service, typer.Argument(help="which service")],
     web_port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="port of /metrics; by default 6066 to 6071, in the order above")
+        int | None, typer.Option(min=1, max=65535, help="port of /metrics; by default 6066 to 6072, in the order above")
     ] = None,
     log_level: LogLevel = "INFO",
 ) -> None:
@@ -179,7 +180,7 @@ def tap(
 
 @app.command()
 def state(
-    service: Annotated[Literal["joiner", "experience", "monitor"], typer.Argument(help="whose state")],
+    service: Annotated[Literal["joiner", "experience", "monitor", "user-state"], typer.Argument(help="whose state")],
     json_file: JsonFile = None,
 ) -> None:
     """Show what a service's state on this disk holds: sizes, offsets, counts; of the joiner its watermark and what is open.

@@ -19,6 +19,7 @@ from joiner.sink.settings import SinkSettings
 from monitor.settings import MonitorSettings
 from serving.controller_settings import ControllerSettings
 from serving.settings import ServingSettings
+from serving.user_state.settings import UserStateSettings
 from trainer.settings import TrainerSettings
 
 SECTIONS: tuple[type[Section], ...] = (
@@ -28,6 +29,7 @@ SECTIONS: tuple[type[Section], ...] = (
     ExperienceSettings,
     TrainerSettings,
     ServingSettings,
+    UserStateSettings,
     ControllerSettings,
     MonitorSettings,
     SinkSettings,

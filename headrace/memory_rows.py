@@ -22,6 +22,10 @@ class MemoryRows:
         for key in sorted(key for key in self._rows if key.startswith(prefix)):
             yield key, self._rows[key]
 
+    def find(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The values of rows; None where there is no such row."""
+        return [self._rows.get(key) for key in keys]
+
     def get(self, keys: Sequence[bytes]) -> list[bytes]:
         """The values of rows that are there. Raises KeyError where one is not."""
         return [self._rows[key] for key in keys]

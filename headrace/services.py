@@ -45,6 +45,13 @@ def run_service(service: str, web_port: int | None, log_level: str) -> None:
             target = open_target(sink_settings.uri, sink_settings.storage)
             require(target, patience_s=30.0)
             run(sink.create(stream, sink_settings, target, port), log_level)
+        case "user-state":
+            from joiner.input_format import event_formats
+            from joiner.settings import JoinerSettings
+            from serving.user_state import agent as user_state
+            from serving.user_state.settings import UserStateSettings
+
+            run(user_state.create(stream, load(UserStateSettings), event_formats(load(JoinerSettings)), port), log_level)
         case "controller":
             from serving.controller_server import run as run_controller
 
@@ -60,6 +67,8 @@ def run_serving(log_level: str) -> None:
     from joiner.settings import JoinerSettings
     from serving.server import run as run_server
     from serving.settings import ServingSettings
+    from serving.user_state.settings import UserStateSettings
 
     configure_logging(log_level)
-    run_server(load(ServingSettings), load(PolicySettings), load(StreamSettings), event_formats(load(JoinerSettings)))
+    formats = event_formats(load(JoinerSettings))
+    run_server(load(ServingSettings), load(PolicySettings), load(StreamSettings), formats, load(UserStateSettings))

@@ -15,10 +15,16 @@ from joiner import rows
 from joiner.settings import JoinerSettings
 from joiner.stored_state import stored_state
 from monitor import letters, pages, rewards, versions, window
+from serving.user_state import step as user_state
 
-Service = Literal["joiner", "experience", "monitor"]
+Service = Literal["joiner", "experience", "monitor", "user-state"]
 
-LAYOUTS: Mapping[Service, int] = {"joiner": rows.LAYOUT, "experience": FIRST_LAYOUT, "monitor": FIRST_LAYOUT}
+LAYOUTS: Mapping[Service, int] = {
+    "joiner": rows.LAYOUT,
+    "experience": FIRST_LAYOUT,
+    "monitor": FIRST_LAYOUT,
+    "user-state": user_state.LAYOUT,
+}
 ROW_KINDS: Mapping[Service, Mapping[bytes, str]] = {
     "joiner": rows.ROW_KINDS,
     "experience": {seen.PREFIX: "seen_pages", sessions.USER: "users", sessions.CLOCK: "clock"},
@@ -29,6 +35,7 @@ ROW_KINDS: Mapping[Service, Mapping[bytes, str]] = {
         versions.PREFIX: "versions",
         window.PREFIX: "window",
     },
+    "user-state": user_state.ROW_KINDS,
 }
 OPEN_ATTEMPTS = 3
 """A worker that compacts its files while they are opened makes an attempt fail, not the next one."""

@@ -90,6 +90,10 @@ class StoredRows(Protocol):
         """The rows whose keys begin with `prefix`."""
         ...
 
+    def find(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The values of rows; None where there is no such row."""
+        ...
+
     def get(self, keys: Sequence[bytes]) -> list[bytes]:
         """The values of rows that are there. Raises KeyError where one is not."""
         ...

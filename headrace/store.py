@@ -77,9 +77,13 @@ class PartitionStore:
             if key != _META:
                 yield key, value
 
+    def find(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The values of rows; None where there is no such row."""
+        return cast(list[bytes | None], self._db.get(list(keys))) if keys else []
+
     def get(self, keys: Sequence[bytes]) -> list[bytes]:
         """The values of rows that are there. Raises KeyError where one is not."""
-        values = cast(list[bytes | None], self._db.get(list(keys)))
+        values = self.find(keys)
         if None in values:
             raise KeyError(keys[values.index(None)])
         return cast(list[bytes], values)
@@ -105,12 +109,52 @@ class PartitionStore:
     def wipe(self) -> None:
         """Forget everything: the state is rebuilt from Kafka."""
         self.close()
-        shutil.rmtree(self.folder)
+        aside = self.folder.with_name(f".{self.folder.name}.wiped")  # others that read it by its name may put a file there meanwhile
+        shutil.rmtree(aside, ignore_errors=True)
+        self.folder.rename(aside)
+        shutil.rmtree(aside)
         self.__init__(self.folder)  # type: ignore[misc]
 
     def close(self) -> None:
         """Release the folder for another worker."""
         self._db.close()
+
+
+class StoreFollower:
+    """Reads a store that another process on this machine writes, as it was at the last `catch_up`: a RocksDB secondary instance.
+
+    It must be made anew where the writer's store is another one (RocksDB goes on showing the old one without a word), and where the
+    writer's log is: what a secondary has read of the old log hides what has become of it in the files, until something new is written.
+    """
+
+    def __init__(self, folder: Path, own_folder: Path) -> None:
+        """`own_folder` is for the logs that RocksDB writes. Raises ConfigError where there is no such store, or not yet."""
+        self._folder = folder
+        self._writes_to = self._writer()
+        self._db = _open(folder, AccessType.secondary(str(own_folder)))
+
+    def catch_up(self) -> bool:
+        """Take in what was written meanwhile. False where another follower must be made. Raises ConfigError where there is no store."""
+        if self._writer() != self._writes_to:
+            return False
+        try:
+            self._db.try_catch_up_with_primary()
+        except Exception as error:
+            raise _explained(self._folder, error) from error
+        return True
+
+    def find(self, key: bytes) -> bytes | None:
+        """The value of a row; None where there is no such row."""
+        return cast(bytes | None, self._db.get(key))
+
+    def _writer(self) -> tuple[bytes, str]:
+        """What RocksDB calls the store, and the log that is written."""
+        try:
+            identity = (self._folder / "IDENTITY").read_bytes()
+            logs = [path.name for path in self._folder.iterdir() if path.suffix == ".log"]
+        except OSError as error:
+            raise ConfigError(f"no state in {self._folder}: {error.strerror}") from error
+        return identity, max(logs, default="")
 
 
 def _open(folder: Path, access: AccessType) -> Rdict:

@@ -135,6 +135,13 @@ def avro_format(message: type[msgspec.Struct], schema: Schema, schema_id: int | 
     frame = b"" if schema_id is None else b"\0" + schema_id.to_bytes(4, "big")
     decode = msgspec.json.Decoder(message).decode
 
+    known = {field["name"] for field in schema["fields"]}
+
+    def written(event: msgspec.Struct) -> dict[str, Any]:
+        """All but empty texts that the schema has no field for: they say nothing, and a reader fills them in again."""
+        plain: dict[str, Any] = msgspec.to_builtins(event)
+        return {name: value for name, value in plain.items() if name in known or value != ""}
+
     def to_json(value: bytes) -> bytes:
         if not value.startswith(frame):
             raise msgspec.DecodeError(_wrong_frame(value, schema_id))
@@ -155,7 +162,7 @@ def avro_format(message: type[msgspec.Struct], schema: Schema, schema_id: int | 
         event, stream = decode(encoded), BytesIO()
         stream.write(frame)
         try:
-            schemaless_writer(stream, parsed, msgspec.to_builtins(event), strict_allow_default=True)
+            schemaless_writer(stream, parsed, written(event), strict_allow_default=True)
             is_kept = decode(to_json(stream.getvalue())) == event  # fastavro writes 0.5 as the int 0, and 1e300 as an infinite float
         except (ValueError, TypeError, OverflowError, msgspec.DecodeError) as error:
             raise msgspec.ValidationError(f"the topic's Avro schema has no place for it: {error}") from error

@@ -19,6 +19,11 @@ class WrongStateError(ValueError):
     """A state whose feature has the wrong type or is not a finite number; the message names the feature."""
 
 
+def window_ms(window: str) -> int:
+    """The length of a window such as 6h."""
+    return int(window[:-1]) * _UNITS_MS[window[-1]]
+
+
 class _Feature(BaseModel):
     """What every feature has: `name` is what it is called in the model, `source` its key in the state (by default the same)."""
 
@@ -117,7 +122,7 @@ class BinarySequenceFeature(_Feature):
     @property
     def windows_ms(self) -> tuple[int, ...]:
         """The windows' lengths."""
-        return tuple(int(window[:-1]) * _UNITS_MS[window[-1]] for window in self.windows)
+        return tuple(map(window_ms, self.windows))
 
     @property
     def rows(self) -> int:

@@ -12,7 +12,10 @@ LEAVE = "leave"
 
 
 class Feedback(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """One reaction, keyed by `user_id`. `value` is 1 for events that are counted, else in the unit of its kind (dwell: ms)."""
+    """One reaction, keyed by `user_id`. `value` is 1 for events that are counted, else in the unit of its kind (dwell: ms).
+
+    `category` is the item's, where the client knows it: the user's stored state remembers it.
+    """
 
     version: Literal[1] = 1
     event_id: Id
@@ -22,6 +25,7 @@ class Feedback(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     ts_ms: TimestampMs
     kind: Id
     value: float = 1.0
+    category: Annotated[str, Meta(max_length=256)] = ""
 
 
 EXAMPLE = Feedback(event_id="e-1", request_id="r-7", user_id="u-42", item_id="i-3", ts_ms=1_700_000_001_500, kind="click")

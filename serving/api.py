@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from uuid import uuid4
 
 import msgspec
@@ -14,7 +14,7 @@ from headrace.policy_settings import PolicySettings
 from schemas.codec import UNREADABLE
 from schemas.drift import DenseReference
 from schemas.event_format import EventFormat
-from schemas.exposure import BASELINE, ExposedItem, Exposure
+from schemas.exposure import BASELINE, ExposedItem, Exposure, FeatureValue
 from schemas.features import WrongStateError
 from schemas.topics import EXPOSURES
 from serving.decision import Decider, Decision
@@ -50,6 +50,14 @@ _decode_rank = msgspec.json.Decoder(RankRequest).decode
 _decode_events = msgspec.json.Decoder(UnopenedEvents).decode
 
 T = TypeVar("T")
+
+
+class RemembersUsers(Protocol):
+    """What is remembered of users, as features."""
+
+    def of(self, user_id: str, now_ms: int) -> dict[str, FeatureValue]: ...
+
+    def trouble(self) -> str: ...
 
 
 class RefusedError(Exception):
@@ -94,7 +102,7 @@ def opened(decode: Callable[[bytes], T], body: bytes) -> T:
 
 
 class Api:
-    """The handlers and what they work with. `now_ms` is the wall clock."""
+    """The handlers and what they work with. `now_ms` is the wall clock, `user_state` what is remembered of users."""
 
     def __init__(
         self,
@@ -105,6 +113,7 @@ class Api:
         metrics: ServingMetrics,
         now_ms: Callable[[], int],
         formats: Mapping[str, EventFormat],
+        user_state: RemembersUsers | None,
     ) -> None:
         self._settings = settings
         self._action = policy.action
@@ -113,6 +122,7 @@ class Api:
         self._producer = producer
         self._metrics = metrics
         self._now_ms = now_ms
+        self._user_state = user_state
         self._write = {topic: event.from_json for topic, event in formats.items()}
         exploration = Exploration(policy.action, settings.explore_sigma)
         dense = [feature.name for feature in policy.features.normalised]
@@ -128,9 +138,9 @@ class Api:
         actor = self._versions.served.actor
         return actor.candidate.dense_reference if actor else None
 
-    def _decide(self, request_id: str, request: ActRequest | RankRequest) -> Decision:
+    def _decide(self, request_id: str, request: ActRequest | RankRequest, state: dict[str, FeatureValue]) -> Decision:
         try:
-            decision = self._decider.decide(request_id, request.user_id, request.state, self._versions.served.actor)
+            decision = self._decider.decide(request_id, request.user_id, state, self._versions.served.actor)
         except WrongStateError as error:
             raise RefusedError(422, str(error)) from error
         if decision.fault:
@@ -142,10 +152,14 @@ class Api:
         """An action for this user and state. Nothing is logged: send the exposure, with the answer's fields, to /v1/events or the topic."""
         asked = opened(_decode_act, await read_body(request, self._settings.max_body_bytes))
         request_id = asked.request_id or uuid4().hex
-        decision = self._decide(request_id, asked)
-        return json_response(ActResponse(**self._answer(request_id, asked, decision)))
+        now_ms = self._now_ms()
+        stored = self._user_state.of(asked.user_id, now_ms) if self._user_state else {}
+        decision = self._decide(request_id, asked, {**stored, **asked.state})
+        return json_response(ActResponse(**self._answer(request_id, asked, decision, stored)))
 
-    def _answer(self, request_id: str, asked: ActRequest | RankRequest, decision: Decision) -> dict[str, Any]:
+    def _answer(
+        self, request_id: str, asked: ActRequest | RankRequest, decision: Decision, stored: dict[str, FeatureValue]
+    ) -> dict[str, Any]:
         """The fields of every answer, and the count of it."""
         self._metrics.answered(decision.policy, decision.model_version)
         return {
@@ -157,6 +171,7 @@ class Api:
             "propensity": decision.propensity,
             "baseline_action": self._decider.baseline_action,
             "spec_hash": self._spec_hash,
+            "stored_state": stored,
         }
 
     async def rank(self, request: Request) -> Response:
@@ -164,7 +179,10 @@ class Api:
         asked = opened(_decode_rank, await read_body(request, self._settings.max_body_bytes))
         self._check_limits(asked)
         request_id = asked.request_id or uuid4().hex
-        decision = self._decide(request_id, asked)
+        now_ms = self._now_ms()
+        stored = self._user_state.of(asked.user_id, now_ms) if self._user_state else {}
+        state = {**stored, **asked.state}  # what the request says itself is newer
+        decision = self._decide(request_id, asked, state)
         item_ids = [candidate.item_id for candidate in asked.candidates]
         if len(set(item_ids)) != len(item_ids):
             twice = next(item_id for index, item_id in enumerate(item_ids) if item_id in item_ids[:index])
@@ -173,9 +191,9 @@ class Api:
             page = rank(item_ids, [candidate.scores for candidate in asked.candidates], decision.action, self._action, asked.page_size)
         except WrongScoresError as error:
             raise RefusedError(422, str(error)) from error
-        logged = self._log(request_id, asked, decision, [index for index, _ in page])
+        logged = self._log(request_id, asked, state, now_ms, decision, [index for index, _ in page])
         items = [RankedItem(item_ids[index], position, score) for position, (index, score) in enumerate(page)]
-        return json_response(RankResponse(**self._answer(request_id, asked, decision), items=items, logged=logged))
+        return json_response(RankResponse(**self._answer(request_id, asked, decision, stored), items=items, logged=logged))
 
     def _check_limits(self, asked: RankRequest) -> None:
         if len(asked.candidates) > self._settings.max_candidates:
@@ -183,17 +201,19 @@ class Api:
         if asked.page_size > self._settings.max_page_size:
             raise RefusedError(422, f"page_size {asked.page_size}; at most {self._settings.max_page_size} (serving.max_page_size)")
 
-    def _log(self, request_id: str, asked: RankRequest, decision: Decision, page: list[int]) -> bool:
+    def _log(
+        self, request_id: str, asked: RankRequest, state: dict[str, FeatureValue], now_ms: int, decision: Decision, page: list[int]
+    ) -> bool:
         """Queue the exposure. A full queue, or a topic that cannot hold it, costs no user the page: it is served, marked and counted."""
         shown = [asked.candidates[index] for index in page]
         exposure = Exposure(
             request_id=request_id,
             user_id=asked.user_id,
-            ts_ms=self._now_ms(),
+            ts_ms=now_ms,
             scene=asked.scene,
             policy=decision.policy,
             model_version=decision.model_version,
-            state=asked.state,
+            state=state,
             action=decision.action,
             propensity=decision.propensity,
             spec_hash=self._spec_hash,
@@ -249,8 +269,8 @@ class Api:
         return json_response({"status": "ok"})
 
     async def ready(self) -> Response:
-        """200 where the version is settled and the broker answers, else 503 with the reason. Act and rank answer in either case."""
-        trouble = self._producer.trouble() or self._versions.trouble()
+        """200 where the version is settled, broker and user state answer, else 503 with the reason. Act and rank answer in either case."""
+        trouble = self._producer.trouble() or self._versions.trouble() or (self._user_state.trouble() if self._user_state else "")
         if trouble:
             return json_response(Problem(trouble), 503, self._retry_after())
         return json_response({"status": "ready", "model_version": self._versions.served.model_version})

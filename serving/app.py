@@ -21,6 +21,7 @@ from serving.observe import Observed
 from serving.publisher import Producer
 from serving.settings import ServingSettings
 from serving.swap import ServedVersion
+from serving.user_state.reader import UserStateReader
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ _DESCRIPTION = 'Actions, ranked pages and event intake. Every error has the body
 
 
 class Follower(Protocol):
-    """Whatever hears of new versions and offers them."""
+    """Whatever follows something from a thread of its own: new versions, or the user state."""
 
     def start(self) -> None: ...
 
@@ -50,22 +51,25 @@ def create_app(
     follower: Follower | None = None,
     now_ms: Callable[[], int] = wall_clock_ms,
     formats: Mapping[str, EventFormat] = MappingProxyType({}),
+    user_state: UserStateReader | None = None,
 ) -> FastAPI:
     """The application. It starts and stops the producer, the versions' load thread and the follower with its own life.
 
-    `formats` are those of the topics whose messages are not JSON.
+    `formats` are those of the topics whose messages are not JSON, `user_state` what is remembered of users, if anything is.
     """
-    api = Api(settings, policy, versions, producer, metrics, now_ms, formats)
+    api = Api(settings, policy, versions, producer, metrics, now_ms, formats, user_state)
+
+    readers: list[Follower] = [reader for reader in (user_state, follower) if reader is not None]
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         producer.start()
         versions.start()
-        if follower:
-            follower.start()
+        for reader in readers:
+            reader.start()
         yield
-        if follower:
-            await to_thread.run_sync(follower.stop)
+        for reader in readers:
+            await to_thread.run_sync(reader.stop)
         await to_thread.run_sync(versions.stop)
         left = await to_thread.run_sync(producer.stop, settings.shutdown_timeout_s)
         if left:

@@ -39,7 +39,7 @@ class RankRequest(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True)
 
 
 class ActResponse(Struct, frozen=True, kw_only=True):
-    """The action, and what must be logged with it: send these fields on in the exposure."""
+    """The action, and what must be logged with it: send these fields on in the exposure, `stored_state` as part of its state."""
 
     request_id: str
     user_id: str
@@ -49,6 +49,7 @@ class ActResponse(Struct, frozen=True, kw_only=True):
     propensity: float
     baseline_action: list[float]
     spec_hash: str
+    stored_state: dict[str, FeatureValue] = {}
 
 
 class RankedItem(Struct, frozen=True):
@@ -131,6 +132,7 @@ ACT_RESPONSE_EXAMPLE = {
     "propensity": 3.4,
     "baseline_action": [1.0],
     "spec_hash": "9bd1c9230512ed4a",
+    "stored_state": {},
 }
 RANK_RESPONSE_EXAMPLE = {
     **ACT_RESPONSE_EXAMPLE,

@@ -36,6 +36,12 @@ class ServingMetrics:
         self.events_rejected = Counter(
             "headrace_serving_events_rejected", "Events refused by /v1/events", ["kind", "reason"], registry=registry
         )
+        self.user_state_reads = Counter(
+            "headrace_serving_user_state_reads",
+            "Reads of the user state: hit, miss (a user who is not known), unavailable (no store of the partition on this machine)",
+            ["outcome"],
+            registry=registry,
+        )
         self.decisions = Counter("headrace_serving_decisions", "Actions given, by arm", ["policy"], registry=registry)
         self.actor_faults = Counter(
             "headrace_serving_actor_faults", "Requests served as baseline because the actor gave no finite action", registry=registry

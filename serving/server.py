@@ -18,10 +18,18 @@ from serving.port import listen
 from serving.publisher import KafkaProducer
 from serving.settings import ServingSettings
 from serving.swap import ServedVersion
+from serving.user_state.features import StoredFeatures
+from serving.user_state.reader import UserStateReader
+from serving.user_state.settings import UserStateSettings
+from serving.user_state.step import STAGE
 
 
 def run(
-    settings: ServingSettings, policy: PolicySettings, stream: StreamSettings, formats: Mapping[str, EventFormat] = MappingProxyType({})
+    settings: ServingSettings,
+    policy: PolicySettings,
+    stream: StreamSettings,
+    formats: Mapping[str, EventFormat] = MappingProxyType({}),
+    user_state: UserStateSettings | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM: then finish the open requests, send what is queued, and return.
 
@@ -33,6 +41,7 @@ def run(
     except ValueError as error:
         raise ConfigError(f"setting serving.{error}") from error
     metrics = ServingMetrics()
+    reader = _user_state(user_state, policy, stream, metrics) if user_state is not None and user_state.serve else None
     versions = ServedVersion(policy, settings.warm_up_requests, metrics)
 
     def on_delivery(topic: str, error: str) -> None:
@@ -41,7 +50,7 @@ def run(
     with listen(settings.host, settings.port) as listener:
         producer = KafkaProducer(stream.broker, settings, on_delivery)
         follower = PolicyFollower(stream.broker, policy.policy, versions.offer, metrics.swap_failures.labels("malformed").inc)
-        app = create_app(settings, policy, versions, producer, metrics, follower, formats=formats)
+        app = create_app(settings, policy, versions, producer, metrics, follower, formats=formats, user_state=reader)
         config = uvicorn.Config(
             app,
             log_config=None,
@@ -53,3 +62,18 @@ def run(
         for kind in (signal.SIGINT, signal.SIGTERM):
             signal.signal(kind, lambda *_: None)  # uvicorn takes them over, and raises them once more after a graceful stop
         uvicorn.Server(config).run(sockets=[listener])
+
+
+def _user_state(settings: UserStateSettings, policy: PolicySettings, stream: StreamSettings, metrics: ServingMetrics) -> UserStateReader:
+    try:
+        features = StoredFeatures(policy.features, settings.kinds, settings.recent_items, settings.horizon_ms)
+    except ValueError as error:
+        raise ConfigError(f"setting policy.features: {error}") from error
+    if not features.keys:
+        kinds = ", ".join(settings.kinds)
+        raise ConfigError(f"setting user_state.serve: no feature of [policy.features] is made of the kinds {kinds} (docs/features.md)")
+
+    def count(outcome: str) -> None:
+        metrics.user_state_reads.labels(outcome).inc()
+
+    return UserStateReader(stream.state_dir / STAGE, stream.partitions, features, settings.refresh_ms, count)

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 DASHBOARD = ROOT / "deploy/grafana/dashboards/headrace.json"
 RULES = ROOT / "deploy/prometheus_rules.yml"
 SCRAPES = ROOT / "deploy/prometheus.yml"
-SERVICES = ("joiner", "experience", "trainer", "monitor", "controller", "sink", "serving")
+SERVICES = ("joiner", "experience", "trainer", "monitor", "controller", "sink", "user-state", "serving")
 METRIC_NAME = re.compile(r"\bheadrace_[a-z0-9_]+")
 SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
 
@@ -102,7 +102,7 @@ def test_the_settings_of_the_services_are_accepted(composed: dict[str, Any], mon
 
 def test_health_checks_and_scrapes_ask_the_port_that_the_service_listens_on(composed: dict[str, Any]) -> None:
     ports = {**WEB_PORTS, "serving": int(composed["services"]["serving"]["environment"]["HEADRACE_SERVING_PORT"])}
-    scraped = dict(re.findall(r"names: \[(\w+)\], type: A, port: (\d+)", SCRAPES.read_text()))
+    scraped = dict(re.findall(r"names: \[([\w-]+)\], type: A, port: (\d+)", SCRAPES.read_text()))
     assert scraped == {name: str(port) for name, port in ports.items()}
     for name, port in ports.items():
         assert f"http://127.0.0.1:{port}/" in composed["services"][name]["healthcheck"]["test"][-1]
@@ -112,8 +112,16 @@ def test_health_checks_and_scrapes_ask_the_port_that_the_service_listens_on(comp
 def test_trainer_controller_and_serving_share_the_models_and_each_worker_has_state_of_its_own(composed: dict[str, Any]) -> None:
     mounts = {name: {volume["target"]: volume["source"] for volume in composed["services"][name].get("volumes", ())} for name in SERVICES}
     assert [mounts[name]["/var/lib/headrace/models"] for name in ("trainer", "controller", "serving")] == ["models"] * 3
-    for name in ("joiner", "experience", "trainer", "monitor"):
+    for name in ("joiner", "experience", "trainer", "monitor", "user-state"):
         assert mounts[name]["/var/lib/headrace/state"] == name
+
+
+def test_serving_reads_the_state_that_the_user_state_s_worker_writes(composed: dict[str, Any]) -> None:
+    (written,), read = (
+        [volume for volume in composed["services"][name]["volumes"] if volume["target"] == "/var/lib/headrace/state"]
+        for name in ("user-state", "serving")
+    )
+    assert [volume["source"] for volume in read] == [written["source"]]
 
 
 def test_every_file_that_is_mounted_is_there(composed: dict[str, Any]) -> None:
@@ -124,7 +132,13 @@ def test_every_file_that_is_mounted_is_there(composed: dict[str, Any]) -> None:
 
 def gauges_of_steps() -> Iterator[str]:
     """The keys that the `gauges` methods and the learner's metrics write down, read from the source."""
-    for path in [ROOT / "joiner/join.py", ROOT / "experience/sessions.py", ROOT / "monitor/tally.py", ROOT / "trainer/worker.py"]:
+    for path in [
+        ROOT / "joiner/join.py",
+        ROOT / "experience/sessions.py",
+        ROOT / "monitor/tally.py",
+        ROOT / "trainer/worker.py",
+        ROOT / "serving/user_state/step.py",
+    ]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef) and node.name == "gauges":
                 yield from keys_of_dicts(node)

@@ -117,12 +117,25 @@ def test_a_command_that_does_not_parse_is_found(line: str) -> None:
 def settings_files() -> Iterator[tuple[Path, str]]:
     for page in PAGES:
         for language, block in FENCE.findall(page.read_text()):
-            if language == "toml":
+            if language == "toml" and not FILE_NAME.match(block):
                 yield page, block
+
+
+FILE_NAME = re.compile(r"# (\w+\.toml)\n")
+"""What a block begins with that is a file which the page's settings name."""
+
+
+def named_files(page: Path) -> Iterator[tuple[str, str]]:
+    for language, block in FENCE.findall(page.read_text()):
+        if language == "toml" and (name := FILE_NAME.match(block)):
+            yield name[1], block
 
 
 @pytest.mark.parametrize(("page", "block"), list(settings_files()), ids=[named(page) for page, _ in settings_files()])
 def test_every_settings_file_in_the_documentation_is_valid(page: Path, block: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, content in named_files(page):
+        (tmp_path / name).write_text(content)
     path = tmp_path / "headrace.toml"
     path.write_text(block)
     monkeypatch.setenv(CONFIG_VARIABLE, str(path))

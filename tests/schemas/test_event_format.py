@@ -65,7 +65,15 @@ def test_what_other_libraries_write_is_the_message():
     assert msgspec.json.decode(read, type=Exposure) == msgspec.json.decode(encode_json(least), type=Exposure)
 
     by_hand = (
-        b"\x02" + b"\x06e-1" + b"\x06r-7" + b"\x08u-42" + b"\x06i-3" + b"\xb8\xb7\xab\xfe\xf9b" + b"\x0aclick" + b"\0\0\0\0\0\0\xf0\x3f"
+        b"\x02"
+        + b"\x06e-1"
+        + b"\x06r-7"
+        + b"\x08u-42"
+        + b"\x06i-3"
+        + b"\xb8\xb7\xab\xfe\xf9b"
+        + b"\x0aclick"
+        + b"\0\0\0\0\0\0\xf0\x3f"
+        + b"\0"
     )
     assert msgspec.json.decode(FORMATS["avro", Feedback].to_json(by_hand), type=Feedback) == feedback.EXAMPLE
     assert msgspec.json.decode(CONFLUENT.to_json(b"\0\0\0\0\x07" + by_hand), type=Feedback) == feedback.EXAMPLE
@@ -118,8 +126,9 @@ def datum(event: dict[str, Any], message: type[msgspec.Struct] = Feedback, schem
 
 WRONG_AVRO = [
     ("nothing", Feedback, b"", "malformed: truncated"),
-    ("cut short", Feedback, datum(REACTED)[:-1], "malformed: .*double"),
-    ("one byte more", Feedback, datum(REACTED) + b"\0", "trailing characters .byte 38"),
+    ("cut short", Feedback, datum(REACTED)[:-1], "malformed: truncated"),
+    ("cut short in a number", Feedback, datum(REACTED)[:-2], "malformed: .*double"),
+    ("one byte more", Feedback, datum(REACTED) + b"\0", "trailing characters .byte 39"),
     ("JSON", Feedback, encode_json(feedback.EXAMPLE), "malformed"),
     ("a text that ends behind the end", Feedback, b"\x02\xfe\xff\xff\xff\x0fe", "malformed: Expected 2147483647 bytes"),
     ("a text of negative length", Feedback, b"\x02\x01", "malformed: Expected -1 bytes"),

@@ -38,6 +38,8 @@ RANK = {**ACT, "candidates": CANDIDATES, "page_size": 2}
 EXPOSURE = msgspec.to_builtins(exposures.EXAMPLE)
 FEEDBACK = msgspec.to_builtins(feedbacks.EXAMPLE)
 
+NOW_MS = 1_700_000_000_000
+
 
 class Client:
     """HTTP without a network: requests go straight into the application, within its life cycle."""
@@ -62,15 +64,42 @@ class Client:
         return self._runner.run(self._http.post(path, **body))
 
 
+class RememberedUsers:
+    """A user state in memory; `why` is its trouble."""
+
+    def __init__(self, features: dict[str, Any]) -> None:
+        self.features, self.why, self.asked = features, "", []
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def of(self, user_id: str, now_ms: int) -> dict[str, Any]:
+        self.asked.append((user_id, now_ms))
+        return self.features
+
+    def trouble(self) -> str:
+        return self.why
+
+
 class Api:
     """A running application with what was injected into it."""
 
-    def __init__(self, policy: PolicySettings, producer: MemoryProducer, formats: Mapping[str, EventFormat], **settings: Any) -> None:
+    def __init__(
+        self,
+        policy: PolicySettings,
+        producer: MemoryProducer,
+        formats: Mapping[str, EventFormat],
+        user_state: Any = None,
+        **settings: Any,
+    ) -> None:
         self.metrics = ServingMetrics()
         self.versions = ServedVersion(policy, 1, self.metrics)
         self.producer = producer
         served = ServingSettings(**settings)
-        app = create_app(served, policy, self.versions, producer, self.metrics, now_ms=lambda: 1_700_000_000_000, formats=formats)
+        app = create_app(
+            served, policy, self.versions, producer, self.metrics, now_ms=lambda: NOW_MS, formats=formats, user_state=user_state
+        )
         self.client = Client(app)
 
     def sample(self, name: str, **labels: str) -> float | None:
@@ -114,6 +143,7 @@ def test_act_gives_the_served_versions_action_with_its_density(start: Any, polic
         "propensity": None,
         "baseline_action": [1.0, 1.0],
         "spec_hash": policy.spec_hash,
+        "stored_state": {},
     }
     assert body["propensity"] == pytest.approx(Exploration(ACTION, 0.2).density(body["action"], [0.5, 1.5]))
 
@@ -188,7 +218,7 @@ def test_rank_orders_by_the_fused_score_and_logs_exactly_the_page_that_it_gave(s
         "version": 1,
         "request_id": "r-1",
         "user_id": "u-42",
-        "ts_ms": 1_700_000_000_000,
+        "ts_ms": NOW_MS,
         "scene": "home",
         "policy": "fusion",
         "model_version": "fusion-000007",
@@ -311,7 +341,7 @@ def test_when_every_event_is_bad_the_answer_is_422_with_the_reasons(start: Any) 
     answer = api.client.post("/v1/events", json={"feedback": [{**FEEDBACK, "event_id": "e" * 2000}, {}]})
     assert answer.status_code == 422
     assert [entry["error"] for entry in answer.json()["rejected"]] == [
-        "2128 bytes; at most 1024 (serving.max_event_bytes)",
+        "2142 bytes; at most 1024 (serving.max_event_bytes)",
         "Object missing required field `event_id`",
     ]
     assert api.sample("headrace_serving_events_rejected_total", kind="feedback", reason="too_large") == 1
@@ -400,3 +430,34 @@ def test_every_reference_of_the_openapi_document_resolves(start: Any) -> None:
     references = {part.partition('"')[0] for part in text.split('"#/components/schemas/')[1:]}
     assert references
     assert references <= set(document["components"]["schemas"])
+
+
+@pytest.mark.usefixtures("promoted")
+def test_what_is_remembered_of_a_user_is_part_of_the_state_as_served_and_logged(start: Any) -> None:
+    users = RememberedUsers({"recent_items": ["i-1", "i-2"], "hour": 3.0, "click_1h": 2.0})
+    api = start(user_state=users)
+    body = api.client.post("/v1/rank", json={**RANK, "state": {"hour": 5.0}}).json()
+    ((_, _, value),) = api.producer.sent
+    # what the request says itself is newer than what is stored
+    assert msgspec.json.decode(value, type=Exposure).state == {"recent_items": ["i-1", "i-2"], "hour": 5.0, "click_1h": 2.0}
+    assert body["stored_state"] == users.features
+    assert users.asked == [("u-42", NOW_MS)]  # one read a request, at the time that is logged
+    answer = api.client.post("/v1/act", json={**ACT, "state": {}}).json()
+    assert answer["stored_state"] == users.features
+    assert len(users.asked) == 2
+
+
+def test_stored_features_of_the_wrong_type_are_refused_as_the_request_s_own_are(start: Any) -> None:
+    api = start(user_state=RememberedUsers({"recent_items": "i-1"}))
+    answer = api.client.post("/v1/act", json={**ACT, "state": {}})
+    assert (answer.status_code, answer.json()["detail"][:20]) == (422, "feature recent_items")
+
+
+def test_a_user_state_that_cannot_be_read_makes_serving_unready_and_refuses_nobody(start: Any) -> None:
+    users = RememberedUsers({})
+    api = start(user_state=users)
+    assert api.client.get("/readyz").status_code == 200
+    users.why = "no state in var/state/user-state/0: No such file or directory"
+    ready = api.client.get("/readyz")
+    assert (ready.status_code, ready.json()["detail"]) == (503, users.why)
+    assert api.client.post("/v1/act", json=ACT).status_code == 200

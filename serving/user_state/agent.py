@@ -1,0 +1,24 @@
+"""The user state's agent: feedback in, histories on this disk."""
+
+from collections.abc import Mapping
+
+import faust
+
+from headrace.app import add_stage, create_app
+from headrace.settings import StreamSettings
+from headrace.step import StoredRows
+from schemas.event_format import EventFormat
+from schemas.topics import FEEDBACK
+from serving.user_state.settings import UserStateSettings
+from serving.user_state.step import STAGE, PartitionUserState
+
+
+def create(stream_settings: StreamSettings, settings: UserStateSettings, formats: Mapping[str, EventFormat], web_port: int) -> faust.App:
+    """The application. `formats` are those of the topics whose messages are not JSON."""
+    app = create_app(STAGE, stream_settings, web_port)
+
+    def remember(partition: int, stored: StoredRows) -> PartitionUserState:
+        return PartitionUserState(settings, stored, formats.get(FEEDBACK))
+
+    add_stage(app, STAGE, stream_settings, remember, [FEEDBACK])
+    return app
