@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from headrace.feature_commands import app as features_app
 from headrace.json_file import write_json
 from headrace.settings import ConfigError, StreamSettings, load
 
@@ -43,6 +44,7 @@ app = typer.Typer(
 )
 versions_app = typer.Typer(help="List, promote, pin and roll back the versions of the policy.", no_args_is_help=True)
 app.add_typer(versions_app, name="versions")
+app.add_typer(features_app, name="features")
 bench_app = typer.Typer(help="Speed, measured beside a peer in the same run.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
 
