@@ -7,16 +7,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import state_zscore
+from benchmarks import state_embeddings, state_zscore
 
 
-def main(rounds: int = 5) -> dict[str, Any]:
+def main(rounds: int = 5, cold_ids: int = 10_000_000) -> dict[str, Any]:
     """The figures of every part. Medians over the rounds."""
     return {
         "benchmark": "state",
         "machine": {"python": platform.python_version(), "cpus": os.cpu_count(), "load_1min": os.getloadavg()[0]},
         "rounds": rounds,
         **state_zscore.measure(rounds),
+        **state_embeddings.measure(rounds, cold_ids),
     }
 
 

@@ -415,13 +415,14 @@ def bench_sink(
 @bench_app.command(name="state")
 def bench_state(
     rounds: Annotated[int, typer.Option(min=1, help="alternating rounds; medians are reported")] = 5,
+    ids: Annotated[int, typer.Option(min=10_000, help="of the table with a cold tail on disk")] = 10_000_000,
     json_file: JsonFile = None,
 ) -> None:
-    """The trainer's state: the rolling Z-score beside NumPy and river."""
+    """The trainer's state: the rolling Z-score beside NumPy and river, dynamic embeddings beside torch.nn.Embedding."""
     from benchmarks.state import main as bench
     from benchmarks.state import show
 
-    report = bench(rounds)
+    report = bench(rounds, ids)
     show(report)
     write_json(json_file, report)
 
