@@ -27,10 +27,9 @@ import pyarrow as pa
 from headrace.step import Count, Outcome, Output, Record, StoredRows
 from joiner import admission, rows
 from joiner.block import Block, Layout
-from joiner.closed import ClosedPages
+from joiner.blocks import Blocks
 from joiner.input_format import as_json
 from joiner.kept_feedback import KeptFeedback
-from joiner.open_blocks import OpenBlocks
 from joiner.pages import Pages, read_keys
 from joiner.pointwise_stream import PointwiseStream
 from joiner.refusal import Refusals
@@ -67,8 +66,8 @@ class PartitionJoin:
         self._hold_ms = settings.hold_ms
         self._span_ms = max(1, (settings.fast_wait_ms or self._hold_ms) // SPANS_PER_WINDOW)
         self._layout = Layout(sample_schema(settings.feedback_kinds), self._rules, settings.feedback_kinds, partition)
-        self._blocks, self._stored = OpenBlocks(), StoredBlocks(stored)
-        self._closed, self._waiting, self._kept = ClosedPages(), WaitingFeedback(), KeptFeedback()
+        self._blocks, self._stored = Blocks(), StoredBlocks(stored)
+        self._waiting, self._kept = WaitingFeedback(), KeptFeedback()
         self._pointwise = PointwiseStream(settings, partition, self._stored, rows.read_delays(stored))
         self._progress = rows.read_progress(stored)
         seen = self._progress
@@ -127,9 +126,12 @@ class PartitionJoin:
         settings = self._settings
         return admission.Bounds(self._watermark.ms - self._hold_ms, now_ms + settings.max_future_ms, settings.max_event_bytes)
 
+    def _open_among(self, request_ids: Sequence[str]) -> Collection[str]:
+        return self._blocks.find(request_ids)[0].keys()
+
     def _on_exposures(self, records: Sequence[Record], refusals: Refusals) -> int:
         """Open blocks; gives the newest event time (ms)."""
-        pages, newest_ms = admission.exposures(records, self._bounds(refusals.now_ms), self._blocks.requests, refusals)
+        pages, newest_ms = admission.exposures(records, self._bounds(refusals.now_ms), self._open_among, refusals)
         for part in pages.cut(self._span_ms) if pages else ():
             columns = part.columns()
             block = self._blocks.add(columns, [key.request_id for key in part.keys])
@@ -157,12 +159,12 @@ class PartitionJoin:
         accepted: list[Record] = []
         labelled: set[Block] = set()
         reactions = list(admission.feedback(records, self._bounds(refusals.now_ms), refusals))
-        closed = self._closed.known([reaction.request_id for _, reaction in reactions if reaction.request_id not in self._blocks])
+        opened, closed = self._blocks.find([reaction.request_id for _, reaction in reactions])
         for record, reaction in reactions:
             newest_ms = max(newest_ms, reaction.ts_ms)
             if reaction.kind not in self._rules:
                 refusals.refuse(FEEDBACK, record, "unknown_kind", f"{reaction.kind!r} is not in joiner.feedback_kinds")
-            elif (place := self._blocks.place(reaction.request_id)) is not None:
+            elif (place := opened.get(reaction.request_id)) is not None:
                 if self._label(place.block, place.page, record, reaction, refusals):
                     accepted.append(record)
                     labelled.add(place.block)
@@ -197,7 +199,7 @@ class PartitionJoin:
             self._pointwise.send(self._watermark, self._blocks.oldest_ms(max(0, ended_ms)), outcome)
         if ended := self._blocks.ended(ended_ms):
             self._close_blocks(ended, ended_ms, outcome)
-        outcome.changes += [(rows.row_key(b"c", first_offset), None) for first_offset in self._closed.expire(ended_ms - self._hold_ms)]
+        outcome.changes += [(rows.row_key(b"c", first_offset), None) for first_offset in self._blocks.forget(ended_ms - self._hold_ms)]
         for record, feedback in self._waiting.expire(ended_ms):
             outcome.changes.append((rows.row_key(b"w", record.offset), None))
             refusals.refuse(FEEDBACK, record, "unknown_request", f"no exposure of {feedback.request_id!r} within {self._hold_ms} ms")
@@ -229,12 +231,11 @@ class PartitionJoin:
 
     def _close(self, block: Block, columns: pa.RecordBatch, outcome: Outcome) -> None:
         """Take a block out of the state."""
-        request_ids = columns["request_id"].to_pylist()
-        self._blocks.remove(block, request_ids)
+        self._blocks.close(block)
         self._kept.forget(block, outcome)
         self._stored.delete(block, columns, outcome)
-        self._closed.add(block.max_ts_ms, block.first_offset, request_ids)
-        outcome.changes.append((rows.row_key(b"c", block.first_offset), rows.encode_row(rows.ClosedRow(block.max_ts_ms, request_ids))))
+        closed = rows.ClosedRow(block.max_ts_ms, columns["request_id"].to_pylist())
+        outcome.changes.append((rows.row_key(b"c", block.first_offset), rows.encode_row(closed)))
 
     def _needed_from(self) -> dict[str, int]:
         """By topic the first offset that an open block or a waiting feedback needs, else the next one; nothing of an unread topic."""
@@ -249,7 +250,7 @@ class PartitionJoin:
     def _recover(self, stored: StoredRows) -> None:
         """Rebuild the state; labels by applying their feedback again, to whichever of its blocks are still open."""
         for first_offset, closed in rows.read_closed(stored):
-            self._closed.add(closed.max_ts_ms, first_offset, closed.request_ids)
+            self._blocks.add_closed(closed.max_ts_ms, first_offset, closed.request_ids)
         early_ms = rows.read_early(stored)
         for _, row in stored.rows(b"b"):
             columns = read_keys(row)
@@ -267,9 +268,10 @@ class PartitionJoin:
     def _label_again(self, records: Sequence[Record]) -> set[Block]:
         """Set the labels of feedback that was accepted before, whatever the windows are set to now."""
         labelled = set()
-        for record in records:
-            feedback = decode_feedback(record.value)
-            place = self._blocks.place(feedback.request_id)
+        reactions = [decode_feedback(record.value) for record in records]
+        opened, _ = self._blocks.find([feedback.request_id for feedback in reactions])
+        for record, feedback in zip(records, reactions, strict=True):
+            place = opened.get(feedback.request_id)
             if place is not None:
                 row, refused = place.block.label(place.page, feedback, record.arrival_ms, ACCEPTED_BEFORE, 0)
                 if refused is None:  # else it was for an earlier page, closed by now, whose request was shown once more
