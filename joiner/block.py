@@ -52,7 +52,7 @@ class Block:
 
     def is_page(self, page: int, request_id: str) -> bool:
         """Whether the page is of this request."""
-        return self._request_ids.index(request_id, page, page + 1) == page
+        return self._request_ids.is_at(page, request_id)
 
     def label(
         self, page: int, feedback: Feedback, arrival_ms: int, rule: KindRule, watermark_ms: int
@@ -90,7 +90,7 @@ class Block:
         behind_ms = watermark_ms - (feedback.ts_ms - delay_ms) - rule.window_ms - rule.grace_ms
         if behind_ms > 0:
             return "late", f"the watermark passed its page's window and grace {behind_ms} ms ago"
-        if self._user_ids.index(feedback.user_id, page, page + 1) < 0:
+        if not self._user_ids.is_at(page, feedback.user_id):
             return "unknown_request", f"{feedback.request_id!r} is no request of user {feedback.user_id!r}"
         return None
 

@@ -1,6 +1,6 @@
 """The blocks of a partition, open and closed, and which page of them a request is."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from heapq import heappop, heappush
 from typing import NamedTuple
 
@@ -71,15 +71,21 @@ class Blocks:
 
     def add(self, columns: pa.RecordBatch, request_ids: Sequence[str]) -> Block:
         """Open a block of pages with these keys; `request_ids` are one of them, as strings."""
-        hashes = hashes_of(request_ids)
-        number = self._numbered(hashes)
-        block = Block(number, columns, hashes)
-        heappush(self._by_newest_ms, (block.max_ts_ms, number))
-        heappush(self._by_oldest_ms, (block.min_ts_ms, number))
-        self._open[number] = block
-        self.items += block.rows
-        self.pages += block.pages
+        block = self._opened(columns, request_ids)
+        self._index.add(block.hashes, _page_numbers(block.number, block.hashes))
         return block
+
+    def recover(self, closed: Iterable[tuple[int, int, Sequence[str]]], opened: Iterable[pa.RecordBatch]) -> None:
+        """The blocks of an earlier life: of closed ones newest exposure, first offset and requests; of open ones the pages' keys."""
+        for max_ts_ms, first_offset, request_ids in closed:
+            self._remember(self._next_number, max_ts_ms, ClosedBlock(first_offset, hashes_of(request_ids)))
+            self._next_number += 1
+        for columns in opened:
+            self._opened(columns, columns["request_id"].to_pylist())
+        hashes = {number: block.hashes for blocks in (self._closed, self._open) for number, block in blocks.items()}
+        if hashes:  # all at once: no table is made only to be outgrown
+            numbers = [_page_numbers(number, of_block) for number, of_block in hashes.items()]
+            self._index.add(np.concatenate([*hashes.values()]), np.concatenate(numbers))
 
     def ended(self, before_ms: int) -> list[Block]:
         """The blocks whose newest exposure is older than `before_ms`, each named once: they are to be closed."""
@@ -91,17 +97,9 @@ class Blocks:
     def close(self, block: Block) -> None:
         """Remember its requests alone."""
         del self._open[block.number]
-        self._closed[block.number] = ClosedBlock(block.first_offset, block.hashes)
-        heappush(self._closed_by_newest_ms, (block.max_ts_ms, block.number))
+        self._remember(block.number, block.max_ts_ms, ClosedBlock(block.first_offset, block.hashes))
         self.items -= block.rows
         self.pages -= block.pages
-
-    def add_closed(self, max_ts_ms: int, first_offset: int, request_ids: Sequence[str]) -> None:
-        """Remember a block that was closed before: its newest exposure, its first offset, its requests."""
-        hashes = hashes_of(request_ids)
-        number = self._numbered(hashes)
-        self._closed[number] = ClosedBlock(first_offset, hashes)
-        heappush(self._closed_by_newest_ms, (max_ts_ms, number))
 
     def forget(self, before_ms: int) -> list[int]:
         """Forget the closed blocks that are older than `before_ms`; their first offsets."""
@@ -124,12 +122,19 @@ class Blocks:
         """Of the first open block."""
         return next(iter(self)).first_offset
 
-    def _numbered(self, hashes: Ints) -> int:
-        """The number of a new block with these requests."""
-        number = self._next_number
+    def _opened(self, columns: pa.RecordBatch, request_ids: Sequence[str]) -> Block:
+        block = Block(self._next_number, columns, hashes_of(request_ids))
         self._next_number += 1
-        self._index.add(hashes, _page_numbers(number, hashes))
-        return number
+        heappush(self._by_newest_ms, (block.max_ts_ms, block.number))
+        heappush(self._by_oldest_ms, (block.min_ts_ms, block.number))
+        self._open[block.number] = block
+        self.items += block.rows
+        self.pages += block.pages
+        return block
+
+    def _remember(self, number: int, max_ts_ms: int, block: ClosedBlock) -> None:
+        self._closed[number] = block
+        heappush(self._closed_by_newest_ms, (max_ts_ms, number))
 
 
 def _page_numbers(number: int, hashes: Ints) -> Ints:

@@ -23,6 +23,10 @@ class Ids:
     def __len__(self) -> int:
         return len(self._ends) - 1
 
+    def is_at(self, place: int, wanted: str) -> bool:
+        """Whether the id there is this one."""
+        return self._text[self._ends[place] : self._ends[place + 1]] == wanted.encode()
+
     def index(self, wanted: str, start: int, end: int) -> int:
         """The first place in [start, end) that is this id, else -1."""
         key, ends, text = wanted.encode(), self._ends, self._text

@@ -249,12 +249,10 @@ class PartitionJoin:
 
     def _recover(self, stored: StoredRows) -> None:
         """Rebuild the state; labels by applying their feedback again, to whichever of its blocks are still open."""
-        for first_offset, closed in rows.read_closed(stored):
-            self._blocks.add_closed(closed.max_ts_ms, first_offset, closed.request_ids)
+        closed = ((row.max_ts_ms, first_offset, row.request_ids) for first_offset, row in rows.read_closed(stored))
+        self._blocks.recover(closed, (read_keys(row) for _, row in stored.rows(b"b")))
         early_ms = rows.read_early(stored)
-        for _, row in stored.rows(b"b"):
-            columns = read_keys(row)
-            block = self._blocks.add(columns, columns["request_id"].to_pylist())
+        for block in self._blocks:
             block.early_ms = early_ms.get(block.first_offset)
         for first_offset, records in rows.read_records(stored, b"f"):
             self._kept.hold(first_offset, self._label_again(records))

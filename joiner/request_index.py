@@ -11,8 +11,8 @@ SLOTS = 16
 LEAST_BUCKETS = 64
 FULLEST, EMPTIEST, NORMAL = 10, 2, 6
 """Entries a bucket, on average: outside the first two the table is made anew with the third. Of 10 in 1 bucket of 40 one is over."""
-REBUILT = 1 << 14
-"""Entries that move to a new table at a time: few of them meet in one bucket."""
+AT_ONCE = 1 << 14
+"""Entries that are placed at a time: few of them meet in one bucket."""
 BITS = np.uint64(32)
 
 
@@ -79,6 +79,10 @@ class RequestIndex:
         return ((hashes.view(np.uint64) >> BITS) * np.uint64(len(self._hashes)) >> BITS).view(np.int64)
 
     def _put(self, hashes: Ints, numbers: Ints) -> None:
+        for first in range(0, len(hashes), AT_ONCE):
+            self._place(hashes[first : first + AT_ONCE], numbers[first : first + AT_ONCE])
+
+    def _place(self, hashes: Ints, numbers: Ints) -> None:
         in_bucket = self._bucket(hashes)
         slots, owners = self._hashes.reshape(-1), self._numbers.reshape(-1)
         while len(hashes):
@@ -102,9 +106,7 @@ class RequestIndex:
             hashes.append(np.full(len(of_hash), key))
             numbers.append(np.array(of_hash, np.int64))
         self._make(max(LEAST_BUCKETS, self._entries // NORMAL))
-        every_hash, every_number = np.concatenate(hashes), np.concatenate(numbers)
-        for first in range(0, len(every_hash), REBUILT):
-            self._put(every_hash[first : first + REBUILT], every_number[first : first + REBUILT])
+        self._put(np.concatenate(hashes), np.concatenate(numbers))
 
 
 def hashes_of(request_ids: Sequence[str]) -> Ints:

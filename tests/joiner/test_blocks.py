@@ -63,16 +63,18 @@ def test_open_pages_are_found_by_their_requests_whatever_the_hashes(
     assert blocks.pages == len(where)
 
 
-def test_closed_requests_are_known_until_their_block_is_forgotten() -> None:
+def test_closed_requests_are_known_until_their_block_is_forgotten_those_of_an_earlier_life_too() -> None:
     rng, blocks, newest_ms = random.Random(3), Blocks(), dict[str, int]()
-    forgotten: list[int] = []
+    closed = []
     for first_offset in range(2000):
-        ts_ms = 10 * first_offset + rng.randrange(50)
         requests = [f"r{first_offset}-{page}" for page in range(rng.choice((1, 1, 1, 7)))]
-        if rng.random() < 0.5:
+        closed.append((10 * first_offset + rng.randrange(50), first_offset, requests))
+    opened = [block_of(3000, [("open", 1), ("open too", 2)]), block_of(3002, [("open as well", 3)])]
+    blocks.recover(closed[:150], opened)
+    forgotten: list[int] = []
+    for ts_ms, first_offset, requests in closed:
+        if first_offset >= 150:
             blocks.close(add(blocks, first_offset, requests, ts_ms))
-        else:
-            blocks.add_closed(ts_ms, first_offset, requests)
         newest_ms |= dict.fromkeys(requests, ts_ms)
         if first_offset % 100 == 99:
             before_ms = 10 * first_offset - 3000
@@ -83,6 +85,7 @@ def test_closed_requests_are_known_until_their_block_is_forgotten() -> None:
     assert len(forgotten) == len(set(forgotten))
     assert set(blocks.forget(1 << 60)) == set(range(2000)) - set(forgotten)
     assert blocks.find(list(newest_ms)) == ({}, set())
+    assert places(blocks, ["open", "open too", "open as well"]) == {"open": (3000, 0), "open too": (3000, 1), "open as well": (3002, 0)}
 
 
 def test_a_request_that_closed_and_is_shown_once_more_is_open_and_one_that_closed_twice_is_known_as_long_as_its_later_page() -> None:

@@ -13,6 +13,8 @@ def test_an_id_is_found_where_it_is_and_only_between_the_given_places() -> None:
     for column in (pa.array(TEXTS), pa.array(["before", *TEXTS]).slice(1)):
         ids = Ids(column)
         assert len(ids) == len(TEXTS)
+        for text in {*TEXTS, "absent", "a" * 3}:
+            assert [ids.is_at(place, text) for place in range(len(TEXTS))] == [other == text for other in TEXTS]
         for start in range(len(TEXTS)):
             for end in range(start, len(TEXTS) + 1):
                 for text in {*TEXTS, "absent", "a" * 3}:
