@@ -35,7 +35,7 @@ from joiner.pointwise_stream import PointwiseStream
 from joiner.refusal import Refusals
 from joiner.settings import JoinerSettings, KindRule
 from joiner.stored_blocks import StoredBlocks
-from joiner.waiting import WaitingFeedback
+from joiner.waiting import Waiting, WaitingFeedback
 from joiner.watermark import Watermark
 from schemas.codec import decode_feedback, encode_batch
 from schemas.dead_letter import Reason
@@ -67,7 +67,7 @@ class PartitionJoin:
         self._span_ms = max(1, (settings.fast_wait_ms or self._hold_ms) // SPANS_PER_WINDOW)
         self._layout = Layout(sample_schema(settings.feedback_kinds), self._rules, settings.feedback_kinds, partition)
         self._blocks, self._stored = Blocks(), StoredBlocks(stored)
-        self._waiting, self._kept = WaitingFeedback(), KeptFeedback()
+        self._waiting, self._kept = WaitingFeedback(stored), KeptFeedback()
         self._pointwise = PointwiseStream(settings, partition, self._stored, rows.read_delays(stored))
         self._progress = rows.read_progress(stored)
         seen = self._progress
@@ -78,7 +78,7 @@ class PartitionJoin:
 
     def apply(self, topic: str, records: Sequence[Record], now_ms: int) -> Outcome:
         """Join a batch of `exposures` or `feedback`."""
-        self._stored.begin_call()
+        self._begin_call()
         refusals = Refusals(Outcome(), self._partition, now_ms)
         if records:
             refusals.outcome.counts[Count("in", topic)] += len(records)
@@ -92,7 +92,7 @@ class PartitionJoin:
 
     def tick(self, now_ms: int, unread: Collection[str] = ()) -> Outcome:
         """Let go what the passing of wall time closes: only where a topic is idle, and read to its end."""
-        self._stored.begin_call()
+        self._begin_call()
         self._read_since_tick.clear()
         self._watermark.tick(now_ms, unread)
         return self._pass_time(Refusals(Outcome(), self._partition, now_ms))
@@ -122,6 +122,10 @@ class PartitionJoin:
             "paused_topics": len(self.paused()),
         }
 
+    def _begin_call(self) -> None:
+        self._stored.begin_call()
+        self._waiting.begin_call()
+
     def _bounds(self, now_ms: int) -> admission.Bounds:
         settings = self._settings
         return admission.Bounds(self._watermark.ms - self._hold_ms, now_ms + settings.max_future_ms, settings.max_event_bytes)
@@ -143,21 +147,22 @@ class PartitionJoin:
 
     def _label_waiting(self, block: Block, pages: Pages, refusals: Refusals) -> None:
         """Give a new block the feedback that waited for it."""
-        accepted: list[Record] = []
-        for page, key in enumerate(pages.keys):
-            if key.request_id in self._waiting:
-                for record, feedback in self._waiting.take(key.request_id):
-                    refusals.outcome.changes.append((rows.row_key(b"w", record.offset), None))
-                    if self._label(block, page, record, feedback, refusals):
-                        accepted.append(record)
-        if accepted:
-            self._kept.keep(accepted, {block}, refusals.outcome)
+        request_ids = [key.request_id for key in pages.keys]
+        waited = self._waiting.take(request_ids, block.hashes, refusals.outcome)
+        if waited:
+            page_of = {request_id: page for page, request_id in enumerate(request_ids)}
+            accepted = [
+                record for record, feedback in waited if self._label(block, page_of[feedback.request_id], record, feedback, refusals)
+            ]
+            if accepted:
+                self._kept.keep(accepted, {block}, refusals.outcome)
 
     def _on_feedback(self, records: Sequence[Record], refusals: Refusals) -> int:
         """Set labels, or wait for exposures; gives the newest event time (ms)."""
         newest_ms = 0
         accepted: list[Record] = []
         labelled: set[Block] = set()
+        waiting: list[Waiting] = []
         reactions = list(admission.feedback(records, self._bounds(refusals.now_ms), refusals))
         opened, closed = self._blocks.find([reaction.request_id for _, reaction in reactions])
         for record, reaction in reactions:
@@ -171,9 +176,10 @@ class PartitionJoin:
             elif reaction.request_id in closed:
                 refusals.refuse(FEEDBACK, record, "late", f"the page {reaction.request_id!r} is closed")
             else:
-                self._waiting.add(record, reaction)
+                waiting.append((record, reaction))
                 self._kept.need(record.offset)
-                refusals.outcome.changes.append((rows.row_key(b"w", record.offset), rows.pack_records([record])))
+        if waiting:
+            self._waiting.add(waiting, refusals.outcome)
         if accepted:
             self._kept.keep(accepted, labelled, refusals.outcome)
         return newest_ms
@@ -200,8 +206,7 @@ class PartitionJoin:
         if ended := self._blocks.ended(ended_ms):
             self._close_blocks(ended, ended_ms, outcome)
         outcome.changes += [(rows.row_key(b"c", first_offset), None) for first_offset in self._blocks.forget(ended_ms - self._hold_ms)]
-        for record, feedback in self._waiting.expire(ended_ms):
-            outcome.changes.append((rows.row_key(b"w", record.offset), None))
+        for record, feedback in self._waiting.expire(ended_ms, outcome):
             refusals.refuse(FEEDBACK, record, "unknown_request", f"no exposure of {feedback.request_id!r} within {self._hold_ms} ms")
         newest_ms = self._watermark.newest_ms
         progress = rows.Progress(self._watermark.ms, newest_ms[EXPOSURES], newest_ms[FEEDBACK], dict(self._next_offsets))
@@ -258,10 +263,9 @@ class PartitionJoin:
             self._kept.hold(first_offset, self._label_again(records))
         for block in self._blocks:
             self._pointwise.opened(block)
-        for _, records in rows.read_records(stored, b"w"):
-            for record in records:
-                self._waiting.add(record, decode_feedback(record.value))
-                self._kept.need(record.offset)
+        self._waiting.recover()
+        for offset in self._waiting.offsets:
+            self._kept.need(offset)
 
     def _label_again(self, records: Sequence[Record]) -> set[Block]:
         """Set the labels of feedback that was accepted before, whatever the windows are set to now."""

@@ -71,7 +71,7 @@ class RequestIndex:
     def _make(self, buckets: int) -> None:
         self._hashes = np.zeros((buckets, SLOTS), np.int64)  # 0: free
         self._numbers = np.zeros((buckets, SLOTS), np.int64)
-        self._crowded_out: dict[int, list[int]] = {}
+        self._crowded_out: dict[int, set[int]] = {}
         self._is_crowded = np.zeros(buckets, np.bool_)  # whether entries of the bucket have gone to the dict
 
     def _bucket(self, hashes: Ints) -> Ints:
@@ -91,7 +91,7 @@ class RequestIndex:
             has_room = slots[slot] == 0
             if not has_room.all():
                 for key, number in zip(hashes[~has_room].tolist(), numbers[~has_room].tolist(), strict=True):
-                    self._crowded_out.setdefault(key, []).append(number)
+                    self._crowded_out.setdefault(key, set()).add(number)
                 self._is_crowded[in_bucket[~has_room]] = True
                 hashes, numbers, in_bucket, slot = hashes[has_room], numbers[has_room], in_bucket[has_room], slot[has_room]
             owners[slot] = numbers  # where several want one slot the last one gets it, the others try again
@@ -104,7 +104,7 @@ class RequestIndex:
         hashes, numbers = [self._hashes[is_used]], [self._numbers[is_used]]
         for key, of_hash in self._crowded_out.items():
             hashes.append(np.full(len(of_hash), key))
-            numbers.append(np.array(of_hash, np.int64))
+            numbers.append(np.array([*of_hash], np.int64))
         self._make(max(LEAST_BUCKETS, self._entries // NORMAL))
         self._put(np.concatenate(hashes), np.concatenate(numbers))
 
