@@ -21,6 +21,9 @@ _ALL_WRITE_BUFFERS = WriteBufferManager(128 << 20, False)
 """All partitions of a process together: a share for each where there are more than eight, or they would hold 32 MiB each."""
 _BLOCK_CACHE = Cache(8 << 20)
 """Of all partitions together. What a step reads it reads once: RocksDB's own 32 MiB for each partition would only be filled."""
+MIN_BLOB_BYTES = 1 << 10
+"""Larger values are written to files of their own kind, once: compaction moves keys, and drops a file when all of it is deleted. What
+lives long among what is deleted is moved after a while, or it would keep a file of 16 MiB."""
 FIRST_LAYOUT = 1
 """Of a stage that has never changed its rows, and of states from before there were numbers."""
 _META = b"\x00meta"
@@ -171,6 +174,10 @@ def _options() -> Options:
     options.set_write_buffer_size(WRITE_BUFFER_BYTES)
     options.set_write_buffer_manager(_ALL_WRITE_BUFFERS)
     options.set_compression_type(DBCompressionType.lz4())
+    options.set_enable_blob_files(True)
+    options.set_min_blob_size(MIN_BLOB_BYTES)
+    options.set_blob_compression_type(DBCompressionType.lz4())
+    options.set_enable_blob_gc(True)
     tables = BlockBasedOptions()
     tables.set_block_cache(_BLOCK_CACHE)
     options.set_block_based_table_factory(tables)

@@ -1,6 +1,6 @@
 """Which events the joiner accepts: what can be told of an event by itself, and of an exposure among the exposures."""
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 from headrace.step import Record
@@ -15,6 +15,8 @@ MAX_VALUE = 1e30
 """Largest feedback value: hundreds of millions of them still add up to a finite float32 label."""
 
 T = TypeVar("T")
+OpenAmong = Callable[[Sequence[str]], Collection[str]]
+"""Gives those of some requests that are open."""
 
 
 class Bounds(NamedTuple):
@@ -25,18 +27,15 @@ class Bounds(NamedTuple):
     max_event_bytes: int
 
 
-def exposures(records: Sequence[Record], bounds: Bounds, known: Container[str], refusals: Refusals) -> tuple[Pages | None, int]:
-    """The pages of the acceptable exposures, if any, and the newest event time (ms) of the well-formed; the others are refused.
-
-    `known` holds the requests that are open.
-    """
-    pages = _all_exposures(records, bounds, known)
+def exposures(records: Sequence[Record], bounds: Bounds, open_among: OpenAmong, refusals: Refusals) -> tuple[Pages | None, int]:
+    """The pages of the acceptable exposures, if any, and the newest event time (ms) of the well-formed; the others are refused."""
+    pages = _all_exposures(records, bounds, open_among)
     if pages is None:
-        return _each_exposure(records, bounds, known, refusals)
+        return _each_exposure(records, bounds, open_among, refusals)
     return pages, max([key.ts_ms for key in pages.keys])
 
 
-def _all_exposures(records: Sequence[Record], bounds: Bounds, known: Container[str]) -> Pages | None:
+def _all_exposures(records: Sequence[Record], bounds: Bounds, open_among: OpenAmong) -> Pages | None:
     """The pages of a batch in which every exposure is acceptable, else None: at half the cost of looking at each."""
     values = [record.value for record in records]
     if max(map(len, values)) > bounds.max_event_bytes:
@@ -49,12 +48,12 @@ def _all_exposures(records: Sequence[Record], bounds: Bounds, known: Container[s
     if min(times_ms) < bounds.earliest_ms or max(times_ms) > bounds.latest_ms:
         return None
     request_ids = [key.request_id for key in keys]
-    if len(set(request_ids)) < len(request_ids) or any(map(known.__contains__, request_ids)):
+    if len(set(request_ids)) < len(request_ids) or open_among(request_ids):
         return None
     return None if any(_named_twice(key.items) for key in keys if len(key.items) > 1) else Pages(records, keys)
 
 
-def _each_exposure(records: Sequence[Record], bounds: Bounds, known: Container[str], refusals: Refusals) -> tuple[Pages | None, int]:
+def _each_exposure(records: Sequence[Record], bounds: Bounds, open_among: OpenAmong, refusals: Refusals) -> tuple[Pages | None, int]:
     kept: list[tuple[Record, ExposureKey]] = []
     requests: set[str] = set()
     newest_ms = 0
@@ -68,11 +67,15 @@ def _each_exposure(records: Sequence[Record], bounds: Bounds, known: Container[s
         newest_ms = max(newest_ms, key.ts_ms)
         if key.ts_ms < bounds.earliest_ms:
             refusals.refuse(EXPOSURES, record, "late", f"{bounds.earliest_ms - key.ts_ms} ms after its window")
-        elif key.request_id in known or key.request_id in requests:
+        elif key.request_id in requests:
             refusals.ignore("duplicate_exposure")
         else:
             requests.add(key.request_id)
             kept.append((record, key))
+    shown_before = open_among(list(requests))
+    for _ in shown_before:
+        refusals.ignore("duplicate_exposure")
+    kept = [(record, key) for record, key in kept if key.request_id not in shown_before]
     return Pages([record for record, _ in kept], [key for _, key in kept]) if kept else None, newest_ms
 
 

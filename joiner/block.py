@@ -1,5 +1,6 @@
 """A block: what stays in memory of the pages of one delivered batch while it is open. The rest of them lies in the store."""
 
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -7,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from joiner.ids import EventIds, Ids
 from joiner.labels import Hits, Ints
 from joiner.settings import KindRule
 from schemas.feedback import LEAVE, Feedback
@@ -18,33 +20,39 @@ class Block:
     Feedback is only listed as it comes: it becomes label columns when the block leaves.
     """
 
-    def __init__(self, columns: pa.RecordBatch) -> None:
+    def __init__(self, number: int, columns: pa.RecordBatch, hashes: Ints) -> None:
+        self.number, self.hashes = number, hashes
+        """What Blocks finds it by: `hashes` are those of its requests [P]."""
         self.first_offset: int = columns["offset"][0].as_py()
         """Offset of the earliest exposure: it names the block."""
-        self.ts_ms: Ints = columns["ts_ms"].to_numpy().copy()
-        self.min_ts_ms, self.max_ts_ms = int(self.ts_ms.min()), int(self.ts_ms.max())
+        times_ms = columns["ts_ms"].to_numpy()
+        self.min_ts_ms, self.max_ts_ms = int(times_ms.min()), int(times_ms.max())
         self.feedback_rows: set[int] = set()
         self.early_ms: int | None = None
         """Up to which event time feedback had been seen when the rows left early, in `fast` mode."""
         self.positive_rows: set[int] = set()
         """Rows with feedback of the target kind."""
         self.hits = Hits()
-        # As Arrow columns ids take a quarter of what Python's strings do, and the few with feedback can be looked up all the same.
-        # Copies: a view would keep all that was read from the store.
-        self._item_ids, self._user_ids = copied(columns["item_ids"].values), copied(columns["user_id"])
-        self._first_rows: npt.NDArray[np.int32] = columns["item_ids"].offsets.to_numpy().copy()
-        self._leaves: list[tuple[int, int]] = []  # page, arrival_ms
-        self._events: set[tuple[int, str]] = set()
+        # Copies: views would keep all that was read from the store.
+        self._times_ms, self._first_rows = array("q", times_ms.tobytes()), array("i", columns["item_ids"].offsets.to_numpy().tobytes())
+        self._request_ids, self._user_ids = Ids(columns["request_id"]), Ids(columns["user_id"])
+        self._item_ids = Ids(columns["item_ids"].values)
+        self._left_pages, self._left_arrivals_ms = array("i"), array("q")
+        self._events: EventIds | None = None
 
     @property
     def pages(self) -> int:
         """P."""
-        return len(self.ts_ms)
+        return len(self._times_ms)
 
     @property
     def rows(self) -> int:
         """R."""
         return len(self._item_ids)
+
+    def is_page(self, page: int, request_id: str) -> bool:
+        """Whether the page is of this request."""
+        return self._request_ids.is_at(page, request_id)
 
     def label(
         self, page: int, feedback: Feedback, arrival_ms: int, rule: KindRule, watermark_ms: int
@@ -53,22 +61,22 @@ class Block:
 
         A refusal is ("duplicate", "") or a dead letter's reason and detail.
         """
-        delay_ms = feedback.ts_ms - int(self.ts_ms[page])
+        delay_ms = feedback.ts_ms - self._times_ms[page]
         refused = self._refused(page, feedback, delay_ms, rule, watermark_ms)
         if refused is not None:
             return -1, refused
-        row = int(self._first_rows[page])
-        if feedback.kind != LEAVE and self._item_ids[row].as_py() != feedback.item_id:
-            try:
-                row += self._item_ids[row : self._first_rows[page + 1]].to_pylist().index(feedback.item_id)
-            except ValueError:
+        row = self._first_rows[page]
+        if feedback.kind != LEAVE:
+            row = self._item_ids.index(feedback.item_id, row, self._first_rows[page + 1])
+            if row < 0:
                 return -1, ("unknown_item", f"{feedback.item_id!r} is not on the page {feedback.request_id!r}")
-        event = page, feedback.event_id
-        if event in self._events:
+        if self._events is None:
+            self._events = EventIds()
+        if not self._events.add(page, feedback.event_id):
             return -1, ("duplicate", "")
-        self._events.add(event)
         if feedback.kind == LEAVE:
-            self._leaves.append((page, arrival_ms))
+            self._left_pages.append(page)
+            self._left_arrivals_ms.append(arrival_ms)
         else:
             self.hits.add(feedback.kind, row, feedback.value, delay_ms, arrival_ms)
         return row, None
@@ -82,7 +90,7 @@ class Block:
         behind_ms = watermark_ms - (feedback.ts_ms - delay_ms) - rule.window_ms - rule.grace_ms
         if behind_ms > 0:
             return "late", f"the watermark passed its page's window and grace {behind_ms} ms ago"
-        if self._user_ids[page].as_py() != feedback.user_id:
+        if not self._user_ids.is_at(page, feedback.user_id):
             return "unknown_request", f"{feedback.request_id!r} is no request of user {feedback.user_id!r}"
         return None
 
@@ -96,19 +104,23 @@ class Block:
 
     def pages_of(self, rows: Ints) -> Ints:
         """The pages that these rows are on, each once, in order."""
-        return np.unique(np.searchsorted(self._first_rows, rows, side="right") - 1)
+        return np.unique(np.searchsorted(self._row_bounds(), rows, side="right") - 1)
+
+    def _row_bounds(self) -> npt.NDArray[np.int32]:
+        """The first row of each page, and R [P + 1]."""
+        return np.frombuffer(self._first_rows, np.int32)
 
     def samples(self, layout: "Layout", columns: pa.RecordBatch, messages: pa.BinaryArray, closed_by: str, rows: Ints) -> pa.RecordBatch:
         """Some rows of the block as a batch of `layout.schema`, labels as they stand.
 
         `columns` is what the store holds of the block, `messages` those of `pages_of(rows)`.
         """
-        sizes = np.diff(self._first_rows)
+        sizes = np.diff(self._row_bounds())
         page_R = np.repeat(np.arange(self.pages), sizes)
         left_P, arrivals_ms_P = np.zeros(self.pages, np.bool_), np.full(self.pages, -1)
-        for page, arrival_ms in self._leaves:
-            left_P[page] = True
-            arrivals_ms_P[page] = max(arrivals_ms_P[page], arrival_ms)
+        left_L = np.frombuffer(self._left_pages, np.int32)
+        left_P[left_L] = True
+        np.maximum.at(arrivals_ms_P, left_L, np.frombuffer(self._left_arrivals_ms, np.int64))
         labels = self.hits.columns(layout.rules, layout.kinds, arrivals_ms_P[page_R])
         page_of_row = page_R[rows]
         pages, message_of_row = np.unique(page_of_row, return_inverse=True)
@@ -116,7 +128,7 @@ class Block:
         of_page = {
             "request_id": columns["request_id"],
             "user_id": columns["user_id"],
-            "page_size": pa.array(sizes.astype(np.int32)),
+            "page_size": pa.array(sizes),
             "ts_ms": columns["ts_ms"],
             "policy": columns["policy"],
             "model_version": columns["model_version"],
@@ -142,8 +154,3 @@ class Layout(NamedTuple):
     rules: Mapping[str, KindRule]
     kinds: Sequence[str]
     partition: int
-
-
-def copied(column: pa.Array) -> pa.Array:
-    """The same values in buffers of their own."""
-    return column.take(pa.array(np.arange(len(column), dtype=np.int32)))

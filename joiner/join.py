@@ -27,16 +27,15 @@ import pyarrow as pa
 from headrace.step import Count, Outcome, Output, Record, StoredRows
 from joiner import admission, rows
 from joiner.block import Block, Layout
-from joiner.closed import ClosedPages
+from joiner.blocks import Blocks
 from joiner.input_format import as_json
 from joiner.kept_feedback import KeptFeedback
-from joiner.open_blocks import OpenBlocks
 from joiner.pages import Pages, read_keys
 from joiner.pointwise_stream import PointwiseStream
 from joiner.refusal import Refusals
 from joiner.settings import JoinerSettings, KindRule
 from joiner.stored_blocks import StoredBlocks
-from joiner.waiting import WaitingFeedback
+from joiner.waiting import Waiting, WaitingFeedback
 from joiner.watermark import Watermark
 from schemas.codec import decode_feedback, encode_batch
 from schemas.dead_letter import Reason
@@ -67,8 +66,8 @@ class PartitionJoin:
         self._hold_ms = settings.hold_ms
         self._span_ms = max(1, (settings.fast_wait_ms or self._hold_ms) // SPANS_PER_WINDOW)
         self._layout = Layout(sample_schema(settings.feedback_kinds), self._rules, settings.feedback_kinds, partition)
-        self._blocks, self._stored = OpenBlocks(), StoredBlocks(stored)
-        self._closed, self._waiting, self._kept = ClosedPages(), WaitingFeedback(), KeptFeedback()
+        self._blocks, self._stored = Blocks(), StoredBlocks(stored)
+        self._waiting, self._kept = WaitingFeedback(stored), KeptFeedback()
         self._pointwise = PointwiseStream(settings, partition, self._stored, rows.read_delays(stored))
         self._progress = rows.read_progress(stored)
         seen = self._progress
@@ -79,7 +78,7 @@ class PartitionJoin:
 
     def apply(self, topic: str, records: Sequence[Record], now_ms: int) -> Outcome:
         """Join a batch of `exposures` or `feedback`."""
-        self._stored.begin_call()
+        self._begin_call()
         refusals = Refusals(Outcome(), self._partition, now_ms)
         if records:
             refusals.outcome.counts[Count("in", topic)] += len(records)
@@ -93,7 +92,7 @@ class PartitionJoin:
 
     def tick(self, now_ms: int, unread: Collection[str] = ()) -> Outcome:
         """Let go what the passing of wall time closes: only where a topic is idle, and read to its end."""
-        self._stored.begin_call()
+        self._begin_call()
         self._read_since_tick.clear()
         self._watermark.tick(now_ms, unread)
         return self._pass_time(Refusals(Outcome(), self._partition, now_ms))
@@ -123,13 +122,20 @@ class PartitionJoin:
             "paused_topics": len(self.paused()),
         }
 
+    def _begin_call(self) -> None:
+        self._stored.begin_call()
+        self._waiting.begin_call()
+
     def _bounds(self, now_ms: int) -> admission.Bounds:
         settings = self._settings
         return admission.Bounds(self._watermark.ms - self._hold_ms, now_ms + settings.max_future_ms, settings.max_event_bytes)
 
+    def _open_among(self, request_ids: Sequence[str]) -> Collection[str]:
+        return self._blocks.find(request_ids)[0].keys()
+
     def _on_exposures(self, records: Sequence[Record], refusals: Refusals) -> int:
         """Open blocks; gives the newest event time (ms)."""
-        pages, newest_ms = admission.exposures(records, self._bounds(refusals.now_ms), self._blocks.requests, refusals)
+        pages, newest_ms = admission.exposures(records, self._bounds(refusals.now_ms), self._open_among, refusals)
         for part in pages.cut(self._span_ms) if pages else ():
             columns = part.columns()
             block = self._blocks.add(columns, [key.request_id for key in part.keys])
@@ -141,37 +147,39 @@ class PartitionJoin:
 
     def _label_waiting(self, block: Block, pages: Pages, refusals: Refusals) -> None:
         """Give a new block the feedback that waited for it."""
-        accepted: list[Record] = []
-        for page, key in enumerate(pages.keys):
-            if key.request_id in self._waiting:
-                for record, feedback in self._waiting.take(key.request_id):
-                    refusals.outcome.changes.append((rows.row_key(b"w", record.offset), None))
-                    if self._label(block, page, record, feedback, refusals):
-                        accepted.append(record)
-        if accepted:
-            self._kept.keep(accepted, {block}, refusals.outcome)
+        request_ids = [key.request_id for key in pages.keys]
+        waited = self._waiting.take(request_ids, block.hashes, refusals.outcome)
+        if waited:
+            page_of = {request_id: page for page, request_id in enumerate(request_ids)}
+            accepted = [
+                record for record, feedback in waited if self._label(block, page_of[feedback.request_id], record, feedback, refusals)
+            ]
+            if accepted:
+                self._kept.keep(accepted, {block}, refusals.outcome)
 
     def _on_feedback(self, records: Sequence[Record], refusals: Refusals) -> int:
         """Set labels, or wait for exposures; gives the newest event time (ms)."""
         newest_ms = 0
         accepted: list[Record] = []
         labelled: set[Block] = set()
+        waiting: list[Waiting] = []
         reactions = list(admission.feedback(records, self._bounds(refusals.now_ms), refusals))
-        closed = self._closed.known([reaction.request_id for _, reaction in reactions if reaction.request_id not in self._blocks])
+        opened, closed = self._blocks.find([reaction.request_id for _, reaction in reactions])
         for record, reaction in reactions:
             newest_ms = max(newest_ms, reaction.ts_ms)
             if reaction.kind not in self._rules:
                 refusals.refuse(FEEDBACK, record, "unknown_kind", f"{reaction.kind!r} is not in joiner.feedback_kinds")
-            elif (place := self._blocks.place(reaction.request_id)) is not None:
+            elif (place := opened.get(reaction.request_id)) is not None:
                 if self._label(place.block, place.page, record, reaction, refusals):
                     accepted.append(record)
                     labelled.add(place.block)
             elif reaction.request_id in closed:
                 refusals.refuse(FEEDBACK, record, "late", f"the page {reaction.request_id!r} is closed")
             else:
-                self._waiting.add(record, reaction)
+                waiting.append((record, reaction))
                 self._kept.need(record.offset)
-                refusals.outcome.changes.append((rows.row_key(b"w", record.offset), rows.pack_records([record])))
+        if waiting:
+            self._waiting.add(waiting, refusals.outcome)
         if accepted:
             self._kept.keep(accepted, labelled, refusals.outcome)
         return newest_ms
@@ -197,9 +205,8 @@ class PartitionJoin:
             self._pointwise.send(self._watermark, self._blocks.oldest_ms(max(0, ended_ms)), outcome)
         if ended := self._blocks.ended(ended_ms):
             self._close_blocks(ended, ended_ms, outcome)
-        outcome.changes += [(rows.row_key(b"c", first_offset), None) for first_offset in self._closed.expire(ended_ms - self._hold_ms)]
-        for record, feedback in self._waiting.expire(ended_ms):
-            outcome.changes.append((rows.row_key(b"w", record.offset), None))
+        outcome.changes += [(rows.row_key(b"c", first_offset), None) for first_offset in self._blocks.forget(ended_ms - self._hold_ms)]
+        for record, feedback in self._waiting.expire(ended_ms, outcome):
             refusals.refuse(FEEDBACK, record, "unknown_request", f"no exposure of {feedback.request_id!r} within {self._hold_ms} ms")
         newest_ms = self._watermark.newest_ms
         progress = rows.Progress(self._watermark.ms, newest_ms[EXPOSURES], newest_ms[FEEDBACK], dict(self._next_offsets))
@@ -229,12 +236,11 @@ class PartitionJoin:
 
     def _close(self, block: Block, columns: pa.RecordBatch, outcome: Outcome) -> None:
         """Take a block out of the state."""
-        request_ids = columns["request_id"].to_pylist()
-        self._blocks.remove(block, request_ids)
+        self._blocks.close(block)
         self._kept.forget(block, outcome)
         self._stored.delete(block, columns, outcome)
-        self._closed.add(block.max_ts_ms, block.first_offset, request_ids)
-        outcome.changes.append((rows.row_key(b"c", block.first_offset), rows.encode_row(rows.ClosedRow(block.max_ts_ms, request_ids))))
+        closed = rows.ClosedRow(block.max_ts_ms, columns["request_id"].to_pylist())
+        outcome.changes.append((rows.row_key(b"c", block.first_offset), rows.encode_row(closed)))
 
     def _needed_from(self) -> dict[str, int]:
         """By topic the first offset that an open block or a waiting feedback needs, else the next one; nothing of an unread topic."""
@@ -248,28 +254,26 @@ class PartitionJoin:
 
     def _recover(self, stored: StoredRows) -> None:
         """Rebuild the state; labels by applying their feedback again, to whichever of its blocks are still open."""
-        for first_offset, closed in rows.read_closed(stored):
-            self._closed.add(closed.max_ts_ms, first_offset, closed.request_ids)
+        closed = ((row.max_ts_ms, first_offset, row.request_ids) for first_offset, row in rows.read_closed(stored))
+        self._blocks.recover(closed, (read_keys(row) for _, row in stored.rows(b"b")))
         early_ms = rows.read_early(stored)
-        for _, row in stored.rows(b"b"):
-            columns = read_keys(row)
-            block = self._blocks.add(columns, columns["request_id"].to_pylist())
+        for block in self._blocks:
             block.early_ms = early_ms.get(block.first_offset)
         for first_offset, records in rows.read_records(stored, b"f"):
             self._kept.hold(first_offset, self._label_again(records))
         for block in self._blocks:
             self._pointwise.opened(block)
-        for _, records in rows.read_records(stored, b"w"):
-            for record in records:
-                self._waiting.add(record, decode_feedback(record.value))
-                self._kept.need(record.offset)
+        self._waiting.recover()
+        for offset in self._waiting.offsets:
+            self._kept.need(offset)
 
     def _label_again(self, records: Sequence[Record]) -> set[Block]:
         """Set the labels of feedback that was accepted before, whatever the windows are set to now."""
         labelled = set()
-        for record in records:
-            feedback = decode_feedback(record.value)
-            place = self._blocks.place(feedback.request_id)
+        reactions = [decode_feedback(record.value) for record in records]
+        opened, _ = self._blocks.find([feedback.request_id for feedback in reactions])
+        for record, feedback in zip(records, reactions, strict=True):
+            place = opened.get(feedback.request_id)
             if place is not None:
                 row, refused = place.block.label(place.page, feedback, record.arrival_ms, ACCEPTED_BEFORE, 0)
                 if refused is None:  # else it was for an earlier page, closed by now, whose request was shown once more

@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Mapping, Sequence
+from sys import intern
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,7 @@ class Hits:
 
     def add(self, kind: str, row: int, value: float, delay_ms: int, arrival_ms: int) -> None:
         """One more."""
-        self._kinds.append(kind)
+        self._kinds.append(intern(kind))  # one object for all of a kind
         self._rows.append(row)
         self._values.append(value)
         self._delays_ms.append(delay_ms)

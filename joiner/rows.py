@@ -9,7 +9,7 @@
 | f + offset | a batch of feedback that set labels in blocks still open | those records |
 | m | the partition | Progress |
 | p + offset | some pages of an open block, by the first one's offset | their messages (pages.py) |
-| w + offset | a feedback that waits for its exposure | its record |
+| w + offset | a feedback that waits for its exposure | its record (pack_record) |
 
 A block's labels are not stored: the feedback that made them is, once, and is applied again on recovery.
 """
@@ -23,10 +23,10 @@ import numpy as np
 
 from headrace.step import Record, StoredRows
 
-LAYOUT = 2
+LAYOUT = 3
 """To be raised whenever rows are no longer read as they were written before: the state is then rebuilt from Kafka.
 
-1: a block's keys, labels and messages were one row, `b`.
+1: a block's keys, labels and messages were one row, `b`. 2: `w` was packed as `f` is.
 """
 ROW_KINDS: Mapping[bytes, str] = {
     b"b": "open_blocks",
@@ -68,6 +68,16 @@ decode_early = msgspec.msgpack.Decoder(int).decode
 def row_key(letter: bytes, offset: int) -> bytes:
     """Rows of one letter sort by offset."""
     return letter + offset.to_bytes(8, "big")
+
+
+def pack_record(record: Record) -> bytes:
+    """One record without its offset: its arrival in 8 bytes, and its value."""
+    return record.arrival_ms.to_bytes(8, "big", signed=True) + record.value
+
+
+def unpack_record(offset: int, packed: bytes) -> Record:
+    """What was packed."""
+    return Record(offset, int.from_bytes(packed[:8], "big", signed=True), packed[8:])
 
 
 def pack_records(records: Sequence[Record]) -> bytes:

@@ -48,6 +48,6 @@ def stored_state(stored: StoredRows, hold_ms: int) -> StoredState:
         oldest_open_ms=None if oldest is None else oldest[0],
         oldest_closes_in_ms=None if oldest is None else oldest[1] + hold_ms + 1 - progress.watermark_ms,
         label_feedback=sum(rows.count_records(row) for _, row in stored.rows(b"f")),
-        waiting_feedback=sum(rows.count_records(row) for _, row in stored.rows(b"w")),
+        waiting_feedback=sum(1 for _ in stored.rows(b"w")),
         closed_requests=sum(len(closed.request_ids) for _, closed in rows.read_closed(stored)),
     )

@@ -8,6 +8,7 @@ import pipeline
 from headrace.broker import create_topics, running
 from headrace.settings import StreamSettings
 from headrace.store import FIRST_LAYOUT, PartitionStore
+from joiner.rows import LAYOUT
 from schemas.topics import TRANSITIONS
 
 PAGES = 2_000
@@ -40,4 +41,4 @@ def test_a_worker_of_a_new_version_rebuilds_the_open_state_and_its_samples_are_t
     assert pipeline.first_by_key(TRANSITIONS, rows) == expected
     log = (tmp_path / "joiner.log").read_text()
     for folder in folders:
-        assert f"the state in {folder} has layout 1, this version has 2: rebuilding it from Kafka" in log
+        assert f"the state in {folder} has layout 1, this version has {LAYOUT}: rebuilding it from Kafka" in log

@@ -16,6 +16,7 @@ from headrace.settings import ConfigError, StreamSettings
 from headrace.state import read_state
 from headrace.state_table import show
 from headrace.store import PartitionStore
+from joiner.rows import LAYOUT
 from schemas.topics import EXPOSURES, FEEDBACK
 
 PAGES = 400
@@ -129,7 +130,9 @@ def test_state_in_another_layout_is_refused_and_left_as_it_is(tmp_path: Path) ->
     store = PartitionStore(folder)
     store.write([(b"b" + bytes(8), b"a block of an earlier version")], {EXPOSURES: 1}, Counter())
     store.close()
-    with pytest.raises(ConfigError, match=rf"the state in {folder} has layout 1, this version reads 2: `headrace worker joiner` of this"):
+    with pytest.raises(
+        ConfigError, match=rf"the state in {folder} has layout 1, this version reads {LAYOUT}: `headrace worker joiner` of this"
+    ):
         read_state("joiner", settings_of(tmp_path))
     store = PartitionStore(folder)
     assert dict(store.rows()) == {b"b" + bytes(8): b"a block of an earlier version"}

@@ -1,7 +1,9 @@
 """A partition's state on disk."""
 
 import os
+import random
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -98,3 +100,34 @@ def test_rows_of_another_layout_are_forgotten_with_their_offsets_and_the_log_say
     assert dict(store.rows()) == {b"b": b"2"}
     assert len(caplog.messages) == 1
     store.close()
+
+
+def size_mb(folder: Path) -> float:
+    total = 0
+    for file in folder.iterdir():
+        with suppress(FileNotFoundError):  # RocksDB has deleted it meanwhile
+            total += file.stat().st_size
+    return total / 1e6
+
+
+def test_large_values_lie_in_files_of_their_own_which_go_when_the_values_do(tmp_path: Path) -> None:
+    store = PartitionStore(tmp_path / "0")
+    chance = random.Random(1)
+    lasting = chance.randbytes(20_000)
+    store.write([(b"a", lasting)], {}, Counter())
+    values = {number: chance.randbytes(1 << 20) for number in range(60)}
+    sizes_mb = []
+    for number in range(240):  # 20 MiB are live at a time, deleted in the order in which they came
+        gone = (b"b%04d" % (number - 20), None)
+        store.write([(b"b%04d" % number, values[number % 60]), gone, (b"m", bytes(2000))], {"t": number}, Counter())
+        if number % 20 == 19:
+            sizes_mb.append(size_mb(tmp_path / "0"))
+
+    assert len(list((tmp_path / "0").glob("*.blob"))) > 0
+    assert max(sizes_mb) < 200, sizes_mb
+    store.close()
+    again = PartitionStore(tmp_path / "0", read_only=True)
+    expected = {b"a": lasting, b"m": bytes(2000)} | {b"b%04d" % number: values[number % 60] for number in range(220, 240)}
+    assert dict(again.rows()) == expected
+    assert again.get([b"a", b"b0239"]) == [lasting, values[59]]
+    again.close()
