@@ -24,10 +24,10 @@ from typing import cast
 
 import pyarrow as pa
 
+from headrace.known_ids import KnownIds
 from headrace.step import Count, Outcome, Output, Record, StoredRows
 from joiner import admission, rows
 from joiner.block import Block, Layout
-from joiner.closed import ClosedPages
 from joiner.input_format import as_json
 from joiner.kept_feedback import KeptFeedback
 from joiner.open_blocks import OpenBlocks
@@ -68,7 +68,7 @@ class PartitionJoin:
         self._span_ms = max(1, (settings.fast_wait_ms or self._hold_ms) // SPANS_PER_WINDOW)
         self._layout = Layout(sample_schema(settings.feedback_kinds), self._rules, settings.feedback_kinds, partition)
         self._blocks, self._stored = OpenBlocks(), StoredBlocks(stored)
-        self._closed, self._waiting, self._kept = ClosedPages(), WaitingFeedback(), KeptFeedback()
+        self._closed, self._waiting, self._kept = KnownIds(), WaitingFeedback(), KeptFeedback()
         self._pointwise = PointwiseStream(settings, partition, self._stored, rows.read_delays(stored))
         self._progress = rows.read_progress(stored)
         seen = self._progress

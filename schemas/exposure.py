@@ -10,6 +10,7 @@ TimestampMs = Annotated[int, Meta(ge=0, le=253_402_300_799_999)]
 """Milliseconds since the Unix epoch, up to the year 9999."""
 ModelVersion = Annotated[str, Meta(max_length=256)]
 """Empty where no version was served. Bounded as ids are: in a batch each row of a page holds it."""
+Bucket = Annotated[str, Meta(max_length=64)]
 Position = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 FeatureValue = float | str | list[str]
 """A dense feature is a number, an id a string, a sequence a list of ids, newest last."""
@@ -31,7 +32,8 @@ class Exposure(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """One shown page, keyed by `user_id`.
 
     `action` has the length and order of the action specification; `propensity` is the probability density of that action
-    under the policy that chose it (1.0 where the choice was deterministic). `state` holds the features exactly as served.
+    under the policy that chose it (1.0 where the choice was deterministic). `state` holds the features exactly as served. `bucket` is
+    the user's place in the traffic split, where there is one.
     """
 
     version: Literal[1] = 1
@@ -44,6 +46,7 @@ class Exposure(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     state: dict[str, FeatureValue]
     action: list[float]
     propensity: Annotated[float, Meta(gt=0.0)] = 1.0
+    bucket: Bucket = ""
     items: Annotated[list[ExposedItem], Meta(min_length=1, max_length=10_000)]
 
 
@@ -70,6 +73,7 @@ class ExposureKey(Struct, forbid_unknown_fields=True, gc=False):
     policy: Id = BASELINE
     model_version: ModelVersion = ""
     propensity: Raw = Raw(b"1.0")
+    bucket: Raw = Raw(b'""')
 
 
 class ServedState(Struct):
@@ -78,6 +82,13 @@ class ServedState(Struct):
     state: dict[str, FeatureValue]
     action: list[float]
     propensity: Annotated[float, Meta(gt=0.0)] = 1.0
+
+
+class ServedArm(Struct, gc=False):
+    """What the experience collector opens of an exposure: the experiment's bucket, and how likely the action was."""
+
+    propensity: Annotated[float, Meta(gt=0.0)] = 1.0
+    bucket: Bucket = ""
 
 
 EXAMPLE = Exposure(
@@ -90,6 +101,7 @@ EXAMPLE = Exposure(
     state={"hour": 13.0, "city": "hz", "recent_items": ["i-3", "i-9"]},
     action=[1.1],
     propensity=0.8,
+    bucket="17",
     items=[ExposedItem(item_id="i-3", position=0, scores={"click": 0.21, "pay": 0.02})],
 )
 

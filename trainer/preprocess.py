@@ -6,6 +6,7 @@ from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from schemas.action import ActionSpec
@@ -26,9 +27,13 @@ NO_STATE: State = {}
 
 
 class Opened(NamedTuple):
-    """The rows that can be learned from, and a dead letter for each that cannot."""
+    """The rows that can be learned from, and a dead letter for each that cannot.
+
+    `revision` is that of each row: other than 0, it amends one that came before.
+    """
 
     rows: Transitions
+    revision: npt.NDArray[np.int32]
     dead_letters: list[DeadLetter]
 
 
@@ -48,7 +53,7 @@ def open_transitions(
     batch: pa.RecordBatch, action: ActionSpec, features: FeatureSpec, version_number: Callable[[str], int], now_ms: int
 ) -> Opened:
     """Decode and check every row. `version_number` numbers model versions."""
-    exposures, nexts, rewards = (batch.column(name).to_pylist() for name in ("exposure", "next_exposure", "reward"))
+    exposures, nexts, rewards = (batch.column(name).to_pylist() for name in ("exposure", "next_exposure", "return"))
     pages: dict[int, _Page] = {}
     served: dict[bytes, ServedState] = {}
     refused: dict[int, _Refused] = {}
@@ -78,7 +83,8 @@ def open_transitions(
         for row, error in sorted(refused.items())
     ]
     kept = batch.take(pa.array(list(pages), pa.int64()))
-    return Opened(_transitions(kept, list(pages.values()), states, action, version_number), dead_letters)
+    rows = _transitions(kept, list(pages.values()), states, action, version_number)
+    return Opened(rows, kept.column("revision").to_numpy(), dead_letters)
 
 
 def _open_page(message: bytes, next_message: bytes | None, reward: float, action: ActionSpec, opened: dict[bytes, ServedState]) -> _Page:
@@ -138,10 +144,11 @@ def _transitions(
         id_hash=hash64(batch.column("transition_id").to_pylist()),
         state=states[0],
         action=np.clip(served, action.low, action.high).astype(np.float32),
-        reward=batch.column("reward").to_numpy(),
+        reward=batch.column("return").to_numpy(),
         next_state=states[1],
         # a page that says it is not the last one but has no next page has no next state to learn from
         done=np.array([done or page is None for done, page in zip(*_lists(batch, "done", "next_exposure"), strict=True)], np.bool_),
+        discount=batch.column("discount").to_numpy(),
         touched=np.array([policy != BASELINE for policy in batch.column("policy").to_pylist()], np.bool_),
         feedback_count=batch.column("feedback_count").to_numpy(),
         arrival_ms=batch.column("feedback_arrival_ms").fill_null(0).to_numpy(),

@@ -4,16 +4,16 @@ import random
 
 import pyarrow as pa
 
+from headrace.known_ids import KnownIds
 from headrace.step import Record
 from joiner.block import Block
-from joiner.closed import ClosedPages
 from joiner.open_blocks import OpenBlocks
 from joiner.pages import Pages
 from schemas.exposure import ExposureKey, ItemKey
 
 
 def test_requests_are_known_until_their_block_is_forgotten() -> None:
-    rng, closed, newest_ms = random.Random(3), ClosedPages(), dict[str, int]()
+    rng, closed, newest_ms = random.Random(3), KnownIds(), dict[str, int]()
     forgotten: list[int] = []
     for first_offset in range(2000):
         ts_ms = 10 * first_offset + rng.randrange(50)
@@ -31,7 +31,7 @@ def test_requests_are_known_until_their_block_is_forgotten() -> None:
 
 
 def test_a_request_that_closed_twice_is_known_as_long_as_its_later_page() -> None:
-    closed = ClosedPages()
+    closed = KnownIds()
     closed.add(1000, 0, ["r1", "r2"])
     closed.add(2000, 2, ["r1", "r3"])
     assert closed.expire(1500) == [0]
@@ -39,7 +39,7 @@ def test_a_request_that_closed_twice_is_known_as_long_as_its_later_page() -> Non
 
 
 def test_a_look_at_many_small_blocks_is_a_look_at_few_runs() -> None:
-    closed = ClosedPages()
+    closed = KnownIds()
     for first_offset in range(5000):
         closed.add(first_offset, first_offset, [f"r{first_offset}"])
     assert len(closed._runs) <= 14

@@ -1,20 +1,20 @@
-"""Requests whose pages are closed: feedback on them is late, not unknown."""
+"""Ids that were there before: of pages that are closed (the joiner), of pages that were delivered (the experience collector)."""
 
 from collections.abc import Sequence
 from heapq import heappop, heappush
 
 import numpy as np
+import numpy.typing as npt
 
-from joiner.labels import Ints
-
+Ints = npt.NDArray[np.int64]
 Runs = list[tuple[Ints, Ints]]
 
 
-class ClosedPages:
-    """The requests of closed blocks, 16 bytes each: a hash, and its block's newest ts_ms.
+class KnownIds:
+    """Ids in blocks, 16 bytes each: a hash, and its block's newest ts_ms.
 
-    One in 10**12 unknown requests may be taken for a closed one. They lie in sorted runs, each more than twice as long as the next:
-    live traffic closes blocks of one page by the ten thousand, and a look into each of them would take longer than the join.
+    One in 10**12 unknown ids may be taken for a known one. They lie in sorted runs, each more than twice as long as the next:
+    live traffic brings blocks of one id by the ten thousand, and a look into each of them would take longer than the join.
     """
 
     def __init__(self) -> None:
@@ -22,10 +22,10 @@ class ClosedPages:
         self._oldest: list[tuple[int, int]] = []  # heap of (newest ts_ms, first offset)
         self._forgotten_ms = 0
 
-    def add(self, max_ts_ms: int, first_offset: int, request_ids: Sequence[str]) -> None:
-        """The requests of one block; its newest exposure and its first offset."""
+    def add(self, max_ts_ms: int, first_offset: int, ids: Sequence[str]) -> None:
+        """The ids of one block; its newest event time and its first offset."""
         heappush(self._oldest, (max_ts_ms, first_offset))
-        self._runs.append((np.sort(_hashes(request_ids)), np.full(len(request_ids), max_ts_ms)))
+        self._runs.append((np.sort(_hashes(ids)), np.full(len(ids), max_ts_ms)))
         while len(self._runs) > 1 and len(self._runs[-2][0]) <= 2 * len(self._runs[-1][0]):
             self._merge_last_two()
 
@@ -39,17 +39,17 @@ class ClosedPages:
             self._runs.clear()
         return forgotten
 
-    def known(self, request_ids: Sequence[str]) -> set[str]:
-        """Those of some requests that belong to closed pages."""
-        if not request_ids:
+    def known(self, ids: Sequence[str]) -> set[str]:
+        """Those of some ids that are known."""
+        if not ids or not self._runs:
             return set()
-        hashes = _hashes(request_ids)
+        hashes = _hashes(ids)
         found = np.zeros(len(hashes), np.bool_)
         for run, max_ts_ms in self._runs:
-            # The last of equal hashes is the newest: a request may be shown, and closed, once more.
+            # The last of equal hashes is the newest: an id may come, and be added, once more.
             places = np.maximum(np.searchsorted(run, hashes, side="right") - 1, 0)
             found |= (run[places] == hashes) & (max_ts_ms[places] >= self._forgotten_ms)
-        return {request_ids[place] for place in np.flatnonzero(found).tolist()}
+        return {ids[place] for place in np.flatnonzero(found).tolist()}
 
     def _merge_last_two(self) -> None:
         """Make one run of them, without what is forgotten."""
@@ -61,5 +61,5 @@ class ClosedPages:
             self._runs.append((hashes[order], max_ts_ms[order]))
 
 
-def _hashes(request_ids: Sequence[str]) -> Ints:
-    return np.fromiter(map(hash, request_ids), np.int64, len(request_ids))
+def _hashes(ids: Sequence[str]) -> Ints:
+    return np.fromiter(map(hash, ids), np.int64, len(ids))
