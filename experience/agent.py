@@ -1,13 +1,12 @@
 """The experience collector's agent: samples in, transitions out."""
 
-from collections.abc import Iterable
-
 import faust
 
 from experience.sessions import PartitionSessions
 from experience.settings import ExperienceSettings
 from headrace.app import add_stage, create_app
 from headrace.settings import StreamSettings
+from headrace.step import StoredRows
 from schemas.topics import SAMPLES
 
 
@@ -15,7 +14,7 @@ def create(stream_settings: StreamSettings, settings: ExperienceSettings, web_po
     """The experience collector's application."""
     app = create_app("experience", stream_settings, web_port)
 
-    def sessions(partition: int, stored: Iterable[tuple[bytes, bytes]]) -> PartitionSessions:
+    def sessions(partition: int, stored: StoredRows) -> PartitionSessions:
         return PartitionSessions(settings, partition, stored)
 
     add_stage(app, "experience", stream_settings, sessions, [SAMPLES])

@@ -1,49 +1,50 @@
-"""Rows -> pages: a batch of point-wise samples becomes the pages that were shown, list-wise."""
+"""Rows -> pages: a batch of point-wise samples becomes the pages that were shown, list-wise, as columns.
 
-from itertools import repeat
+Shape legend: R rows (samples) of a batch, P pages, K kinds of feedback.
+"""
+
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from experience.reward import conversions, earned_parts, page_sums
+from experience.reward import Ints, by_rule, conversions, earned_parts
 from experience.settings import ExperienceSettings
-from schemas.codec import WrongBatchError, batch_kinds, decode_batch
+from schemas.codec import UNREADABLE, WrongBatchError, batch_kinds, decode_arm, decode_batch
+from schemas.exposure import ServedArm
 from schemas.sample import label_column, sample_schema
 
+Columns = dict[str, npt.NDArray[Any]]
+"""Columns of equal length by name; those of pages have the names of NUMBERS, TEXTS, `exposure` (bytes) and `earned` [P, K]."""
 
-class Page(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """One page that was shown, with what it earned. `offset` is that of the samples message which it came in.
-
-    `earned` has the parts of the reward that feedback brought, in the order of `kinds` (comma-separated, as in the batch's schema).
-    """
-
-    ts_ms: int
-    request_id: str
-    user_id: str
-    policy: str
-    model_version: str
-    kinds: str
-    earned: tuple[float, ...]
-    converted: bool
-    left: bool
-    feedback_count: int
-    feedback_arrival_ms: int | None
-    source_partition: int
-    source_offset: int
-    offset: int
-    exposure: bytes
+NUMBERS: dict[str, type] = {
+    "ts_ms": np.int64,
+    "propensity": np.float64,
+    "converted": np.bool_,
+    "left": np.bool_,
+    "feedback_count": np.int32,
+    "feedback_arrival_ms": np.int64,  # -1: none
+    "source_partition": np.int32,
+    "source_offset": np.int64,
+    "offset": np.int64,  # of the samples message that the page came in
+}
+TEXTS = ("request_id", "user_id", "policy", "model_version", "bucket", "kinds")
+"""`kinds` has the kinds of `earned`, comma-separated, as in the batch's schema."""
+MAX_REWARD = 1e38
+"""Rewards are float32: anything larger is an error in the feedback's value, not a success."""
 
 
 class Pages(NamedTuple):
     """The pages of one samples message in the order of its rows; `row_counts` has the number of samples of each."""
 
-    pages: list[Page]
-    row_counts: list[int]
+    columns: Columns
+    row_counts: Ints
     watermark_ms: int
+    unusable: dict[int, str]
+    """Pages that cannot be used, and why."""
 
 
 def read_pages(message: bytes, offset: int, settings: ExperienceSettings) -> Pages:
@@ -53,10 +54,10 @@ def read_pages(message: bytes, offset: int, settings: ExperienceSettings) -> Pag
         kinds = batch_kinds(batch.schema)
         _check(batch, kinds)
         if not batch.num_rows:
-            return Pages([], [], watermark_ms)
+            return Pages({}, np.empty(0, np.int64), watermark_ms, {})
         starts = page_starts(batch)
-        row_counts = np.diff(starts, append=batch.num_rows).tolist()
-        return Pages(_pages(batch, kinds, starts, offset, settings), row_counts, watermark_ms)
+        columns, unusable = page_columns(batch, kinds, starts, offset, settings)
+        return Pages(columns, np.diff(starts, append=batch.num_rows), watermark_ms, unusable)
     except WrongBatchError:
         raise
     except (ValueError, KeyError, IndexError, OSError, pa.ArrowException) as error:
@@ -73,7 +74,7 @@ def _check(batch: pa.RecordBatch, kinds: tuple[str, ...]) -> None:
             raise WrongBatchError(f"column {field.name} has {column.null_count} nulls")
 
 
-def page_starts(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
+def page_starts(batch: pa.RecordBatch) -> Ints:
     """First row of each page: where the request, or the exposure record that it was read from, changes."""
     request_ids = batch.column("request_id")
     offsets = batch.column("source_offset").to_numpy()
@@ -81,37 +82,101 @@ def page_starts(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
     return np.flatnonzero(np.concatenate(([True], other_request | (np.diff(offsets) != 0))))
 
 
-def _pages(
-    batch: pa.RecordBatch, kinds: tuple[str, ...], starts: npt.NDArray[np.int64], offset: int, settings: ExperienceSettings
-) -> list[Page]:
-    """One Page per start: every column is reduced as a whole, in the order of Page's fields."""
-    sums_PK = page_sums([batch.column(label_column(kind)).to_numpy() for kind in kinds], starts)
-    has_feedback = batch.column("label_delay_ms").is_valid().to_numpy(zero_copy_only=False)
-    arrivals = np.maximum.reduceat(batch.column("feedback_arrival_ms").fill_null(-1).to_numpy(), starts).tolist()
-    left = np.logical_or.reduceat(batch.column("left").to_numpy(zero_copy_only=False), starts)
-    exposures = batch.column("exposure")
+def page_columns(
+    batch: pa.RecordBatch, kinds: Sequence[str], starts_P: Ints, offset: int, settings: ExperienceSettings
+) -> tuple[Columns, dict[int, str]]:
+    """Every column is reduced as a whole. The second value are the pages that cannot be used, and why."""
+    first = pa.array(starts_P)
+    policies_P = shared_texts(batch.column("policy").take(first))
+    labels_KR = [batch.column(label_column(kind)).to_numpy() for kind in kinds]
+    earned_PK, converted_P = np.empty((len(starts_P), len(kinds)), np.float32), np.empty(len(starts_P), np.bool_)
+    for rule, of_rule_P in by_rule(policies_P, settings.reward):
+        earned_PK[of_rule_P] = earned_parts(labels_KR, kinds, rule, starts_P)[of_rule_P]
+        converted_P[of_rule_P] = conversions(labels_KR, kinds, rule, starts_P)[of_rule_P]
+    exposures = _exposures(batch.column("exposure"), first)
+    arms, unusable = _arms(exposures)
+    for page in np.flatnonzero(
+        ~(np.abs(earned_PK).sum(axis=1, dtype=np.float64) <= MAX_REWARD)
+    ).tolist():  # this way round, NaN is found too
+        unusable[page] = f"earned {tuple(earned_PK[page].tolist())}: no usable reward"
+    has_feedback_R = batch.column("label_delay_ms").is_valid().to_numpy(zero_copy_only=False)
+    columns: Columns = {
+        "ts_ms": batch.column("ts_ms").to_numpy()[starts_P],
+        "propensity": np.fromiter([arm.propensity for arm in arms], np.float64, len(arms)),
+        "converted": converted_P,
+        "left": np.logical_or.reduceat(batch.column("left").to_numpy(zero_copy_only=False), starts_P),
+        "feedback_count": np.add.reduceat(has_feedback_R, starts_P, dtype=np.int32),
+        "feedback_arrival_ms": np.maximum.reduceat(batch.column("feedback_arrival_ms").fill_null(-1).to_numpy(), starts_P),
+        "source_partition": batch.column("source_partition").to_numpy()[starts_P],
+        "source_offset": batch.column("source_offset").to_numpy()[starts_P],
+        "offset": np.full(len(starts_P), offset),
+        "request_id": objects(batch.column("request_id").take(first).to_pylist()),
+        "user_id": objects(batch.column("user_id").take(first).to_pylist()),
+        "policy": policies_P,
+        "model_version": shared_texts(batch.column("model_version").take(first)),
+        "bucket": objects([arm.bucket for arm in arms]),
+        "kinds": np.full(len(starts_P), ",".join(kinds), np.object_),
+        "exposure": objects(exposures),
+        "earned": earned_PK,
+    }
+    return columns, unusable
 
-    def first(name: str) -> list[Any]:
-        values: list[Any] = batch.column(name).take(pa.array(starts)).to_pylist()
-        return values
 
-    return list(
-        map(
-            Page,
-            first("ts_ms"),
-            first("request_id"),
-            first("user_id"),
-            first("policy"),
-            first("model_version"),
-            repeat(",".join(kinds)),
-            map(tuple, earned_parts(sums_PK, kinds, settings.reward_weights).tolist()),
-            conversions(sums_PK, kinds, settings.conversion_kinds).tolist(),
-            left.tolist(),
-            np.add.reduceat(has_feedback.astype(np.int64), starts).tolist(),
-            [None if arrival < 0 else arrival for arrival in arrivals],
-            first("source_partition"),
-            first("source_offset"),
-            repeat(offset),
-            exposures.dictionary.take(exposures.indices.take(pa.array(starts))).to_pylist(),
-        )
-    )
+def _exposures(column: pa.Array, first: pa.Array) -> list[bytes]:
+    """The pages' messages; in a topic's batch they are a dictionary, in a Parquet file they need not be."""
+    if isinstance(column, pa.DictionaryArray):
+        column = column.dictionary.take(column.indices.take(first))
+    else:
+        column = column.take(first)
+    messages: list[bytes] = column.to_pylist()
+    return messages
+
+
+def _arms(exposures: Sequence[bytes]) -> tuple[list[ServedArm], dict[int, str]]:
+    """What is opened of the messages; those that cannot be opened are unusable."""
+    try:
+        return [decode_arm(message) for message in exposures], {}
+    except UNREADABLE:
+        pass
+    arms, unusable = [], {}
+    for page, message in enumerate(exposures):
+        try:
+            arms.append(decode_arm(message))
+        except UNREADABLE as error:
+            arms.append(ServedArm())
+            unusable[page] = f"its exposure cannot be read: {error}"
+    return arms, unusable
+
+
+def shared_texts(column: pa.Array) -> npt.NDArray[np.object_]:
+    """Texts that repeat, each in memory once."""
+    encoded = column.dictionary_encode()
+    texts: npt.NDArray[np.object_] = objects(encoded.dictionary.to_pylist())[encoded.indices.to_numpy()]
+    return texts
+
+
+def objects(values: Sequence[object]) -> npt.NDArray[np.object_]:
+    """Python objects as a column."""
+    column = np.empty(len(values), np.object_)
+    column[:] = values
+    return column
+
+
+def take(columns: Columns, rows: npt.NDArray[Any]) -> Columns:
+    """Some of the rows."""
+    return {name: column[rows] for name, column in columns.items()}
+
+
+def concatenated(parts: Sequence[Columns]) -> Columns:
+    """The rows of all parts; `earned` is as wide as the widest, and filled up with zeros."""
+    if len(parts) == 1:
+        return parts[0]
+    width = max(part["earned"].shape[1] for part in parts)
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name != "earned"}
+    whole["earned"] = np.concatenate([widened(part["earned"], width) for part in parts])
+    return whole
+
+
+def widened(earned_PK: npt.NDArray[np.float32], width: int) -> npt.NDArray[np.float32]:
+    """The same with zeros in as many columns as are missing."""
+    return earned_PK if earned_PK.shape[1] == width else np.pad(earned_PK, ((0, 0), (0, width - earned_PK.shape[1])))

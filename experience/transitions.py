@@ -1,14 +1,15 @@
-"""Settled pages -> TD instances: the transition batches that leave the experience collector."""
+"""Instances -> the transition batches that leave the experience collector."""
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from experience.pages import Page
-from experience.reward import penalties, total
+from experience.episodes import Leaving, Links, returns
+from experience.pages import Columns, objects, take
+from experience.reward import Bools, Floats, Ints, penalties, total
 from experience.settings import ExperienceSettings
 from schemas.transition import transition_schema
 
@@ -16,70 +17,89 @@ BATCH_BYTES = 4 << 20
 """A batch is cut where its exposures exceed this: an idle topic can end all sessions at once, and a message must stay below 12 MiB."""
 
 
-class Instance(NamedTuple):
-    """One page whose future is settled: <s, a, r, s', done>.
-
-    `went_on` says whether the user asked for another page within the gap; a session that is cut for its length is `done` although
-    the user went on.
-    """
-
-    page: Page
-    session_id: str
-    step: int
-    next_exposure: bytes | None
-    done: bool
-    went_on: bool
-
-
-def transition_batches(instances: Sequence[Instance], settings: ExperienceSettings) -> list[pa.RecordBatch]:
-    """The record batches of these instances: in their order, one for each run of the same feedback kinds, none too large."""
-    batches = []
-    for kinds, run in groupby(instances, key=lambda instance: instance.page.kinds):
-        batches += [_batch(chunk, tuple(kinds.split(",")) if kinds else (), settings) for chunk in _chunks(run)]
-    return batches
+def transition_batches(pages: Columns, links: Links, leaving: Sequence[Leaving], settings: ExperienceSettings) -> Iterator[pa.RecordBatch]:
+    """One batch or more for each combination of kinds, by instance and in the order of `pages`."""
+    if not any(len(of_kind.page) for of_kind in leaving):
+        return
+    # Earned columns that are not a page's kinds' are zero, and change no sum.
+    rewards = _Rewards(pages["earned"], *penalties(pages["converted"], links.went_on, pages["policy"], settings.reward))
+    for kinds in dict.fromkeys(pages["kinds"].tolist()):
+        names = tuple(kind for kind in kinds.split(",") if kind)
+        is_of_kinds = pages["kinds"] == kinds
+        for of_kind in leaving:
+            chosen = is_of_kinds[of_kind.page]
+            part = Leaving(of_kind.instance, of_kind.page[chosen], of_kind.last[chosen])
+            for cut in _cuts(part, links, pages["exposure"]):
+                yield _batch(pages, links, cut, rewards, names, settings)
 
 
-def _chunks(instances: Iterator[Instance]) -> Iterator[list[Instance]]:
-    chunk: list[Instance] = []
-    size_bytes = 0
-    for instance in instances:
-        size_bytes += len(instance.page.exposure) + len(instance.next_exposure or b"")
-        if chunk and size_bytes > BATCH_BYTES:
-            yield chunk
-            chunk, size_bytes = [], len(instance.page.exposure) + len(instance.next_exposure or b"")
-        chunk.append(instance)
-    if chunk:
-        yield chunk
+class _Rewards:
+    """The rewards of S pages, and their parts."""
+
+    def __init__(self, earned_SK: Floats, no_conversion_S: Floats, left_S: Floats) -> None:
+        self.earned_SK, self.no_conversion_S, self.left_S = earned_SK, no_conversion_S, left_S
+        self.total_S = total(earned_SK, no_conversion_S, left_S)
 
 
-def _batch(instances: Sequence[Instance], kinds: tuple[str, ...], settings: ExperienceSettings) -> pa.RecordBatch:
-    pages = [instance.page for instance in instances]
-    earned_PK = np.array([page.earned for page in pages], np.float32).reshape(len(pages), len(kinds))
-    no_conversion_P, left_P = penalties(
-        np.array([page.converted for page in pages], np.bool_),
-        np.array([instance.went_on for instance in instances], np.bool_),
-        settings.penalty_no_conversion,
-        settings.penalty_left,
-    )
-    parts = [*(np.ascontiguousarray(earned_P) for earned_P in earned_PK.T), no_conversion_P, left_P]
-    columns = [
-        [page.request_id for page in pages],
-        [page.user_id for page in pages],
-        [instance.session_id for instance in instances],
-        [instance.step for instance in instances],
-        [page.ts_ms for page in pages],
-        [page.policy for page in pages],
-        [page.model_version for page in pages],
-        total(parts),
-        *parts,
-        [instance.done for instance in instances],
-        [page.feedback_count for page in pages],
-        [page.feedback_arrival_ms for page in pages],
-        [page.source_partition for page in pages],
-        [page.source_offset for page in pages],
-        [page.exposure for page in pages],
-        [instance.next_exposure for instance in instances],
-    ]
+def _cuts(leaving: Leaving, links: Links, exposures: npt.NDArray[Any]) -> Iterator[Leaving]:
+    """Parts whose messages are about BATCH_BYTES at most."""
+    if not len(leaving.page):
+        return
+    sizes = np.fromiter(map(len, exposures[leaving.page]), np.int64, len(leaving.page))
+    following = np.flatnonzero(~links.done[leaving.last])
+    sizes[following] += np.fromiter(map(len, exposures[leaving.last[following] + 1]), np.int64, len(following))
+    number = (np.cumsum(sizes) - 1) // BATCH_BYTES
+    for places in np.split(np.arange(len(number)), np.flatnonzero(np.diff(number)) + 1):
+        yield Leaving(leaving.instance, leaving.page[places], leaving.last[places])
+
+
+def _batch(
+    pages: Columns, links: Links, leaving: Leaving, rewards: _Rewards, kinds: tuple[str, ...], settings: ExperienceSettings
+) -> pa.RecordBatch:
+    page, last, count = leaving.page, leaving.last, len(leaving.page)
+    mine = take({name: column for name, column in pages.items() if name not in ("earned", "session_id")}, page)
+    done, n_steps = links.done[last], last - page + 1
+    exponents, of_exponent = np.unique(n_steps, return_inverse=True)
+    discounts = np.array([settings.discount**steps for steps in exponents.tolist()], np.float32)
+    suffix = "" if leaving.instance == "td1" else f"/{leaving.instance}"
+    request_ids = mine["request_id"].tolist()
+    arrival_ms = mine["feedback_arrival_ms"]
+    columns: dict[str, Any] = {
+        "transition_id": [request_id + suffix for request_id in request_ids] if suffix else request_ids,
+        "instance": pa.repeat(leaving.instance, count),
+        "revision": np.zeros(count, np.int32),
+        "request_id": request_ids,
+        "user_id": mine["user_id"].tolist(),
+        "session_id": links.session_id[page].tolist(),
+        "step": links.step[page].astype(np.int32),
+        "policy": mine["policy"].tolist(),
+        "model_version": mine["model_version"].tolist(),
+        "bucket": mine["bucket"].tolist(),
+        "reward": rewards.total_S[page],
+        **{f"reward_{kind}": rewards.earned_SK[page, column] for column, kind in enumerate(kinds)},
+        "penalty_no_conversion": rewards.no_conversion_S[page],
+        "penalty_left": rewards.left_S[page],
+        "n_steps": n_steps.astype(np.int32),
+        "return": returns(rewards.total_S, leaving, settings.discount),
+        "discount": discounts[of_exponent],
+        "done": done,
+        "ends_session": links.done[page],
+        "feedback_arrival_ms": pa.array(arrival_ms, mask=arrival_ms < 0),
+        "samples_offset": mine["offset"],
+        "exposure": mine["exposure"].tolist(),
+        "next_exposure": _next_exposures(pages["exposure"], last, done),
+    }
     schema = transition_schema(kinds)
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+    arrays = [_array(columns[name] if (name := field.name) in columns else mine[name], field.type) for field in schema]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _array(column: Any, kind: pa.DataType) -> pa.Array:
+    return column if isinstance(column, pa.Array) else pa.array(column, kind)
+
+
+def _next_exposures(exposures: npt.NDArray[Any], last: Ints, done: Bools) -> list[bytes | None]:
+    following = objects([None] * len(last))
+    following[~done] = exposures[last[~done] + 1]
+    found: list[bytes | None] = following.tolist()
+    return found

@@ -43,8 +43,10 @@ def examine() -> Iterator[Finding]:
     yield from packages
     if not all(package.holds for package in packages):
         return
+    from experience.settings import ExperienceSettings
     from headrace.config import effective
     from headrace.settings import ConfigError, StreamSettings, load
+    from trainer.settings import TrainerSettings
 
     try:
         settings = load(StreamSettings)
@@ -53,6 +55,12 @@ def examine() -> Iterator[Finding]:
     except ConfigError as error:
         yield Finding("settings", False, str(error))
         return
+    learned_from, instances = load(TrainerSettings).instance, load(ExperienceSettings).instances
+    yield Finding(
+        "instances",
+        learned_from in instances,
+        f"trainer.instance = {learned_from!r}, experience.instances = {', '.join(instances)}: the former must be one of the latter",
+    )
     yield _folder("state folder", settings.state_dir)
     yield from _broker(settings.broker, settings.partitions)
     yield Finding("java", shutil.which("java") is not None, "for `--broker kafka` with KAFKA_HOME", required=False)

@@ -60,12 +60,16 @@ def replay_command(
 def replay_settings(log_format: LogFormat, out: Path) -> ReplaySettings:
     """The effective settings: environment, else TOML file, else what fits the format, else the sections' own defaults."""
     fitting = log_format.defaults
-    return ReplaySettings(
+    settings = ReplaySettings(
         joiner=with_defaults(JoinerSettings, fitting.get("joiner", {})),
         experience=with_defaults(ExperienceSettings, fitting.get("experience", {})),
         trainer=with_defaults(TrainerSettings, {**TRAINER_DEFAULTS, **fitting.get("trainer", {})}),
         policy=with_defaults(PolicySettings, fitting.get("policy", {}), model_dir=out / replay_folder.POLICY / WORK),
     )
+    learned_from, instances = settings.trainer.instance, settings.experience.instances
+    if learned_from not in instances:
+        raise ConfigError(f"setting trainer.instance = {learned_from!r}: none of experience.instances, {', '.join(instances)}")
+    return settings
 
 
 def with_defaults(section: type[S], defaults: dict[str, Any], **overrides: Any) -> S:

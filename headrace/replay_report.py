@@ -87,7 +87,7 @@ class Tally:
         """Add up rewards and sessions."""
         self.transitions += batch.num_rows
         self.policies.update(batch.column("policy").to_pylist())
-        self.sessions += int(np.count_nonzero(batch.column("done").to_numpy(zero_copy_only=False)))
+        self.sessions += int(np.count_nonzero(batch.column("ends_session").to_numpy(zero_copy_only=False)))
         self.reward_sum += float(batch.column("reward").to_numpy().astype(np.float64).sum())
         for name in (*map(reward_column, batch_kinds(batch.schema)), "penalty_no_conversion", "penalty_left"):
             self.part_sums[name] = self.part_sums.get(name, 0.0) + float(batch.column(name).to_numpy().astype(np.float64).sum())

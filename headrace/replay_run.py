@@ -15,7 +15,7 @@ from experience.sessions import PartitionSessions
 from experience.settings import ExperienceSettings
 from headrace import __version__, replay_folder
 from headrace.logs.recorded_log import RecordedLog
-from headrace.memory_rows import InMemory
+from headrace.memory_rows import InMemory, MemoryRows
 from headrace.policy_settings import PolicySettings
 from headrace.replay_report import FeatureCoverage, RowLedger, Tally
 from headrace.runner import CHUNK_EVENTS, Emitted, Event, InProcess, chunks
@@ -71,7 +71,7 @@ class ReplayRun:
         self._tally = Tally()
         self._coverage = FeatureCoverage(settings.policy.features)
         join = InMemory(partial(PartitionJoin, settings.joiner, 0))
-        self._chain = InProcess(join, PartitionSessions(settings.experience, 0, []), self._now_ms)
+        self._chain = InProcess(join, PartitionSessions(settings.experience, 0, MemoryRows()), self._now_ms)
         self._worker = Worker(settings.trainer, settings.policy, settings.policy.model_dir, __version__, seed)
         self._trainer_counts: Counter[Count] = Counter()
         # By topic, the row of the log at each offset.
@@ -123,9 +123,10 @@ class ReplayRun:
         for message in emitted.transitions:
             batch, _ = decode_batch(message.value, TRANSITIONS)
             transitions.write(batch)
-            self._tally.on_transitions(batch)
+            if batch["instance"][0].as_py() == self._settings.experience.instances[0]:  # a page counts once
+                self._tally.on_transitions(batch)
             for offset in batch.column("source_offset").to_pylist():
-                del self._open_pages[offset]
+                self._open_pages.pop(offset, None)
             learned = self._worker.learn(0, message.offset + 1, batch, self._now_ms)
             self._trainer_counts.update(learned.counts)
             self._refuse(learned.dead_letters)

@@ -68,7 +68,8 @@ SessionKey = tuple[str, Arm]
 class RewardTally:
     """One partition's transitions.
 
-    A session whose end was seen (`done`), that has been silent for `session_idle_s` of event time, or that is the stalest of too
+    A page counts once, by its first row: neither its other instances nor an amendment change what was counted. A session whose
+    end was seen (`ends_session`), that has been silent for `session_idle_s` of event time, or that is the stalest of too
     many is finished: its pages and reward go into the arm's moments and it is forgotten. Stored: a row an arm (about 60 B), one a
     version and one an open session that the record touched, one a record with its ids.
     """
@@ -123,23 +124,23 @@ class RewardTally:
 
     def _fresh(self, offset: int, batch: pa.RecordBatch, changes: Changes, counts: Counter[Count]) -> pa.RecordBatch:
         newest_ms = int(batch["ts_ms"].to_numpy().max(initial=0))
-        fresh = self.seen.fresh(offset, batch["transition_id"].to_pylist(), newest_ms, changes)
+        fresh = self.seen.fresh(offset, batch["request_id"].to_pylist(), newest_ms, changes)
         counts[Count("ignored", "duplicate")] += fresh.count(False)
         return batch.filter(pa.array(fresh, pa.bool_()))
 
     def _add(self, rows: pa.RecordBatch, changes: Changes) -> None:
         """Row by row and in order, so that the sums are the same however the rows were cut into records."""
-        columns = ("session_id", "policy", "model_version", "reward", "ts_ms", "done")
+        columns = ("session_id", "policy", "model_version", "reward", "ts_ms", "ends_session")
         touched: set[SessionKey] = set()
         versions: set[Version] = set()
-        for session_id, policy, model_version, reward, ts_ms, done in zip(*(rows[name].to_pylist() for name in columns), strict=True):
+        for session_id, policy, model_version, reward, ts_ms, is_last in zip(*(rows[name].to_pylist() for name in columns), strict=True):
             version = (policy, model_version)
             versions.add(version)
             _add_page(self.versions.setdefault(version, VersionReward()), reward, ts_ms)
             session_key = (session_id, arm_of(policy, model_version))
             touched.add(session_key)
             _add_page(self.open.setdefault(session_key, OpenSession()), reward, ts_ms)
-            if done:
+            if is_last:
                 self._finish([key for arm in ARMS if (key := (session_id, arm)) in self.open], changes)
         for key in touched & self.open.keys():
             changes.append((_OPEN + msgspec.msgpack.encode(key), msgspec.msgpack.encode(self.open[key])))

@@ -3,13 +3,15 @@
 import msgspec
 import pyarrow as pa
 
-from schemas.exposure import ExposureKey, ServedState
+from schemas.exposure import ExposureKey, ServedArm, ServedState
 from schemas.feedback import Feedback
+from schemas.transition import VERSION as TRANSITION_VERSION
 
 WATERMARK_KEY = b"headrace.watermark_ms"
 
 decode_exposure_key = msgspec.json.Decoder(ExposureKey).decode
 decode_served_state = msgspec.json.Decoder(ServedState).decode
+decode_arm = msgspec.json.Decoder(ServedArm).decode
 decode_feedback = msgspec.json.Decoder(Feedback).decode
 encode_json = msgspec.json.Encoder().encode
 
@@ -46,9 +48,10 @@ def decode_batch(message: bytes, schema_name: str) -> tuple[pa.RecordBatch, int]
     try:
         with pa.ipc.open_stream(message, options=_ONE_THREAD) as reader:
             metadata = reader.schema.metadata or {}
-            if metadata.get(b"headrace.schema") != schema_name.encode() or metadata.get(b"headrace.version") != b"1":
+            version = TRANSITION_VERSION if schema_name == "transitions" else 1
+            if metadata.get(b"headrace.schema") != schema_name.encode() or metadata.get(b"headrace.version") != b"%d" % version:
                 found = metadata.get(b"headrace.schema", b"?") + b" version " + metadata.get(b"headrace.version", b"?")
-                raise WrongBatchError(f"expected a batch of {schema_name} version 1, got {found.decode()}")
+                raise WrongBatchError(f"expected a batch of {schema_name} version {version}, got {found.decode()}")
             return reader.read_next_batch(), int(metadata[WATERMARK_KEY])
     except WrongBatchError:
         raise

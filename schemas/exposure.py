@@ -10,6 +10,7 @@ TimestampMs = Annotated[int, Meta(ge=0, le=253_402_300_799_999)]
 """Milliseconds since the Unix epoch, up to the year 9999."""
 ModelVersion = Annotated[str, Meta(max_length=256)]
 """Empty where no version was served. Bounded as ids are: in a batch each row of a page holds it."""
+Bucket = Annotated[str, Meta(max_length=64)]
 Position = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Propensity = Annotated[float, Meta(gt=0.0)]
 """Of an action: its probability density under the policy that chose it."""
@@ -36,7 +37,8 @@ class Exposure(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
 
     `action` has the length and order of the action specification; `propensity` is the probability density of that action
     under the policy that chose it (1.0 where the choice was deterministic). `state` holds the features exactly as served, `spec_hash`
-    names the specification that they were served with: a trainer of another one refuses the page.
+    names the specification that they were served with: a trainer of another one refuses the page. `bucket` is the user's place in the
+    traffic split, where there is one.
     """
 
     version: Literal[1] = 1
@@ -50,6 +52,7 @@ class Exposure(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     action: list[float]
     propensity: Propensity = 1.0
     spec_hash: SpecHash = ""
+    bucket: Bucket = ""
     items: Annotated[list[ExposedItem], Meta(min_length=1, max_length=10_000)]
 
 
@@ -77,6 +80,7 @@ class ExposureKey(Struct, forbid_unknown_fields=True, gc=False):
     model_version: ModelVersion = ""
     propensity: Raw = Raw(b"1.0")
     spec_hash: Raw = Raw(b'""')
+    bucket: Raw = Raw(b'""')
 
 
 class ServedState(Struct):
@@ -86,6 +90,13 @@ class ServedState(Struct):
     action: list[float]
     propensity: Propensity = 1.0
     spec_hash: SpecHash = ""
+
+
+class ServedArm(Struct, gc=False):
+    """What the experience collector opens of an exposure: the experiment's bucket, and how likely the action was."""
+
+    propensity: Propensity = 1.0
+    bucket: Bucket = ""
 
 
 EXAMPLE = Exposure(
@@ -98,6 +109,7 @@ EXAMPLE = Exposure(
     state={"hour": 13.0, "city": "hz", "recent_items": ["i-3", "i-9"]},
     action=[1.1],
     propensity=0.8,
+    bucket="17",
     items=[ExposedItem(item_id="i-3", position=0, scores={"click": 0.21, "pay": 0.02})],
 )
 

@@ -1,8 +1,9 @@
-"""A transition: one TD instance <s, a, r, s', done> of a session, one row a page. Transitions travel as Arrow record batches."""
+"""A transition: one instance <s, a, r, s', done, gamma> of a page in its session. Transitions travel as Arrow record batches."""
 
 import pyarrow as pa
 
-VERSION = 1
+VERSION = 2
+"""1 had one-step instances alone, without `instance`, `return`, `discount`, propensity, bucket, revision and lineage."""
 
 
 def reward_column(kind: str) -> str:
@@ -13,28 +14,44 @@ def reward_column(kind: str) -> str:
 def transition_schema(kinds: tuple[str, ...]) -> pa.Schema:
     """Columns of a transition batch whose reward is made of `kinds`.
 
-    `reward` is exactly the sum of the `reward_*` and `penalty_*` columns (penalties are zero or negative). `exposure` and
-    `next_exposure` are the unopened messages of this page and the session's next one; the next is null where `done`.
-    `transition_id` is the page's request_id: the same page gives the same id however often it is delivered.
+    `instance` is `td1`, `td<n>` or `mc`. `return` is sum_k gamma^k r_k over the page and the `n_steps` - 1 after it, `discount` is
+    gamma^n_steps, `next_exposure` the page after those: the target is return + discount * V(s'), and the return alone where `done`.
+    A `td1` has its own reward as return; an `mc` goes to the session's end.
+
+    `reward` is this page's: exactly the sum of the `reward_*` and `penalty_*` columns (penalties are zero or negative). `ends_session`
+    says that no page follows it in its session. `exposure` and `next_exposure` are unopened messages; `propensity` and `bucket` are
+    the exposure's. `transition_id` names page and instance: the same however often it is delivered. A row with `revision` 1 takes the
+    place of the one with 0. Where it comes from: the exposure at (exposures, source_partition, source_offset), and the samples at
+    (samples, source_partition, samples_offset).
     """
     return pa.schema(
         [
             pa.field("transition_id", pa.string(), nullable=False),
+            pa.field("instance", pa.string(), nullable=False),
+            pa.field("revision", pa.int32(), nullable=False),
+            pa.field("request_id", pa.string(), nullable=False),
             pa.field("user_id", pa.string(), nullable=False),
             pa.field("session_id", pa.string(), nullable=False),
             pa.field("step", pa.int32(), nullable=False),
             pa.field("ts_ms", pa.int64(), nullable=False),
             pa.field("policy", pa.string(), nullable=False),
             pa.field("model_version", pa.string(), nullable=False),
+            pa.field("bucket", pa.string(), nullable=False),
+            pa.field("propensity", pa.float64(), nullable=False),
             pa.field("reward", pa.float32(), nullable=False),
             *(pa.field(reward_column(kind), pa.float32(), nullable=False) for kind in kinds),
             pa.field("penalty_no_conversion", pa.float32(), nullable=False),
             pa.field("penalty_left", pa.float32(), nullable=False),
+            pa.field("n_steps", pa.int32(), nullable=False),
+            pa.field("return", pa.float32(), nullable=False),
+            pa.field("discount", pa.float32(), nullable=False),
             pa.field("done", pa.bool_(), nullable=False),
+            pa.field("ends_session", pa.bool_(), nullable=False),
             pa.field("feedback_count", pa.int32(), nullable=False),
             pa.field("feedback_arrival_ms", pa.int64()),
             pa.field("source_partition", pa.int32(), nullable=False),
             pa.field("source_offset", pa.int64(), nullable=False),
+            pa.field("samples_offset", pa.int64(), nullable=False),
             pa.field("exposure", pa.binary(), nullable=False),
             pa.field("next_exposure", pa.binary()),
         ],

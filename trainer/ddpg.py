@@ -57,7 +57,7 @@ class DDPGState(TypedDict):
     skipped_steps: int
 
 
-def td_error(reward_B: Tensor, done_B: Tensor, next_value_B: Tensor, value_B: Tensor, advantage_B: Tensor, gamma: float) -> Tensor:
+def td_error(reward_B: Tensor, done_B: Tensor, next_value_B: Tensor, value_B: Tensor, advantage_B: Tensor, gamma: Tensor | float) -> Tensor:
     """TD error: delta = r + gamma (1 - done) V(s') - V(s) - A(s, a)."""
     return reward_B + gamma * (1.0 - done_B) * next_value_B - value_B - advantage_B
 
@@ -168,7 +168,7 @@ class DDPG:
         value_B = network.value(code_BH)
         advantage_BE = network.advantages(code_BH, u_BA)
         advantage_B = advantage_BE.detach().mean(1) * touched_B
-        residual_B = td_error(reward_B, done_B, next_value_B, value_B.detach(), torch.zeros_like(value_B), settings.discount)
+        residual_B = td_error(reward_B, done_B, next_value_B, value_B.detach(), torch.zeros_like(value_B), torch.from_numpy(batch.discount))
         delta_B = residual_B - advantage_B
         loss_v = value_loss(delta_B + value_B.detach(), value_B)
         loss_a = advantage_loss(residual_B, advantage_BE, used_BE)
@@ -179,7 +179,7 @@ class DDPG:
             "v_loss": float(loss_v.detach()),
             "a_loss": float(loss_a.detach()),
             "td_error": float(delta_B.abs().mean()) * scale,
-            "q_divergence": q_max * (1.0 - settings.discount) / max(self.reward_bound, 1e-9),
+            "q_divergence": q_max * (1.0 - float(batch.discount.max())) / max(self.reward_bound, 1e-9),
             "grad_norm": norm,
         }
         return is_ok, code_BH, metrics

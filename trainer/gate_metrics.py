@@ -33,7 +33,8 @@ def _fit(learner: DDPG, held_out: Transitions) -> dict[str, float]:
     advantage_B = learner.advantages(touched.state, touched.action).mean(1)
     reward_B, done_B = touched.reward.astype(np.float64), touched.done.astype(np.float64)
     columns = [torch.from_numpy(column) for column in (reward_B, done_B, next_value_B, value_B, np.zeros_like(value_B))]
-    residual_B = td_error(columns[0], columns[1], columns[2], columns[3], columns[4], learner.settings.discount).numpy()
+    discount_B = torch.from_numpy(touched.discount.astype(np.float64))
+    residual_B = td_error(columns[0], columns[1], columns[2], columns[3], columns[4], discount_B).numpy()
     without, left = np.square(residual_B).mean(), np.square(residual_B - advantage_B).mean()
     return {
         "held_out_td_error": float(np.abs(residual_B - advantage_B).mean()),

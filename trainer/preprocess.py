@@ -6,6 +6,7 @@ from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from schemas.action import ActionSpec
@@ -25,9 +26,13 @@ NO_PAGE = b'{"state":{},"action":[]}'
 
 
 class Opened(NamedTuple):
-    """The rows that can be learned from, and a dead letter for each that cannot."""
+    """The rows that can be learned from, and a dead letter for each that cannot.
+
+    `revision` is that of each row: other than 0, it amends one that came before.
+    """
 
     rows: Transitions
+    revision: npt.NDArray[np.int32]
     dead_letters: list[DeadLetter]
 
 
@@ -46,7 +51,7 @@ class Preprocess:
 
     def __call__(self, batch: pa.RecordBatch, version_number: Callable[[str], int], now_ms: int) -> Opened:
         """Decode and check every row. `version_number` numbers model versions."""
-        messages, nexts, rewards = (batch.column(name).to_pylist() for name in ("exposure", "next_exposure", "reward"))
+        messages, nexts, rewards = (batch.column(name).to_pylist() for name in ("exposure", "next_exposure", "return"))
         nexts = [NO_PAGE if following is None else following for following in nexts]
         # most pages come twice, as s' of one row and as s of another: they are opened once
         wrong, places, served = self._open(list(dict.fromkeys(chain(messages, nexts))))
@@ -62,7 +67,8 @@ class Preprocess:
         actions = [served.actions[place] for place in now.tolist()]
         states = served.states.take(now), served.states.take(following_rows)
         kept = batch.take(pa.array(rows, pa.int64()))
-        return Opened(_transitions(kept, actions, states, self._action, version_number), _letters(batch, refused, now_ms))
+        opened = _transitions(kept, actions, states, self._action, version_number)
+        return Opened(opened, kept.column("revision").to_numpy(), _letters(batch, refused, now_ms))
 
     def _open(self, messages: list[bytes]) -> tuple[dict[bytes, _Refused], dict[bytes, int], Served]:
         """Why some messages are refused, the place of each of the others in the columns, and the columns."""
@@ -126,10 +132,11 @@ def _transitions(
         id_hash=hash64(batch.column("transition_id").to_pylist()),
         state=states[0],
         action=np.clip(actions, action.low, action.high).astype(np.float32),
-        reward=batch.column("reward").to_numpy(),
+        reward=batch.column("return").to_numpy(),
         next_state=states[1],
         # a page that says it is not the last one but has no next page has no next state to learn from
         done=np.array([done or page is None for done, page in zip(*_lists(batch, "done", "next_exposure"), strict=True)], np.bool_),
+        discount=batch.column("discount").to_numpy(),
         touched=np.array([policy != BASELINE for policy in batch.column("policy").to_pylist()], np.bool_),
         feedback_count=batch.column("feedback_count").to_numpy(),
         arrival_ms=batch.column("feedback_arrival_ms").fill_null(0).to_numpy(),

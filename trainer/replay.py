@@ -17,7 +17,9 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Transitions:
-    """B transitions <s, a, r, s', done> as columns. A row of `next_state` means nothing where `done`.
+    """B transitions <s, a, r, s', done, gamma> as columns. A row of `next_state` means nothing where `done`.
+
+    `reward` is the return over the steps to s', and `discount` what V(s') counts: gamma to the power of these steps.
 
     `touched` is False for baseline traffic. `arrival_ms` is the newest arrival of the page's feedback (0: none).
     `version` numbers the model version that served the page.
@@ -29,6 +31,7 @@ class Transitions:
     reward: npt.NDArray[np.float32]
     next_state: StateColumns
     done: npt.NDArray[np.bool_]
+    discount: npt.NDArray[np.float32]
     touched: npt.NDArray[np.bool_]
     feedback_count: npt.NDArray[np.int32]
     arrival_ms: npt.NDArray[np.int64]
@@ -42,7 +45,7 @@ class Transitions:
         return from_columns({name: column[rows] for name, column in to_columns(self).items()})
 
 
-_SCALARS = ("id_hash", "action", "reward", "done", "touched", "feedback_count", "arrival_ms", "version")
+_SCALARS = ("id_hash", "action", "reward", "done", "discount", "touched", "feedback_count", "arrival_ms", "version")
 _STATES = ("state", "next_state")
 
 
@@ -86,6 +89,7 @@ class ReplayBuffer:
             "action": ((action_size,), np.float32),
             "reward": ((), np.float32),
             "done": ((), np.bool_),
+            "discount": ((), np.float32),
             "touched": ((), np.bool_),
             "feedback_count": ((), np.int32),
             "arrival_ms": ((), np.int64),
@@ -110,6 +114,18 @@ class ReplayBuffer:
         self._start = (self._start + overflow) % self.capacity
         self.size += count - overflow
         self.fresh = min(self.fresh + count, self.size)
+
+    def amend(self, rows: Transitions) -> npt.NDArray[np.bool_]:
+        """Put rows in the place of those with the same ids. Says which were there; the others have given way already."""
+        places = np.flatnonzero(np.isin(self._columns["id_hash"], rows.id_hash))
+        order = np.argsort(self._columns["id_hash"][places])
+        ids = self._columns["id_hash"][places[order]]
+        found = np.minimum(np.searchsorted(ids, rows.id_hash), max(0, len(ids) - 1))
+        is_there = ids[found] == rows.id_hash if len(ids) else np.zeros(len(rows), np.bool_)
+        columns = to_columns(rows)
+        for name, column in self._columns.items():
+            column[places[order][found[is_there]]] = columns[name][is_there]
+        return is_there
 
     def sample(self, count: int, rng: np.random.Generator) -> tuple[Transitions, int]:
         """`count` rows, and how many of them are fresh: these come first, oldest first, at most half of the batch.

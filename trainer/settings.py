@@ -13,7 +13,11 @@ class TrainerSettings(Section):
     section = "trainer"
 
     seed: int = Field(0, ge=0, lt=1 << 63, description="of the first weights, of sampling and of exploration in the gate")
-    discount: float = Field(0.9, ge=0.0, lt=1.0, description="gamma: worth of the next page's value")
+    instance: str = Field(
+        "td1",
+        pattern=r"^(td[1-9][0-9]{0,2}|mc)$",
+        description="which of `experience.instances` is learned from: the others are left out, or each page would count more than once",
+    )
     hidden: tuple[int, ...] = Field((64, 64), min_length=1, description="widths of the encoder's layers; the last one is the state code")
     head_hidden: int = Field(32, ge=1, description="width of the hidden layer of V, A and the actor")
     channels: int = Field(16, ge=1, description="channels of a sequence's 1-D CNN")

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from headrace.policy_settings import PolicySettings
@@ -36,9 +37,9 @@ CATCH_UP = 4.0
 were too few rows to learn from. All at once they would hold up the newest rows for seconds."""
 CATCH_UP_STEPS = 4
 """What a message of a few rows may cause all the same."""
-CHECKPOINT_FORMAT = 4
+CHECKPOINT_FORMAT = 5
 """Of what a checkpoint holds; 1 held torch's optimisers, 2 one weight for all features of a normaliser and no features that pass as they
-are, 3 still had one of these two faults, the one or the other."""
+are, 3 still had one of these two faults, the one or the other, 4 no discount of each row."""
 REFERENCE_ROWS, NEWEST_ROWS = 4096, 1024
 """Of the replay buffer: what a version's dense features are described by, and what is compared with it. Without drift their PSI is 0.01."""
 SHAPING_SETTINGS = ("hidden", "head_hidden", "channels", "kernel", "heads")
@@ -62,6 +63,7 @@ class _Progress(msgspec.Struct):
     """Which log of the topic they count."""
     transitions: int = 0
     learned: int = 0
+    amended: int = 0
     step_debt: float = 0.0
     candidates: int = 0
     learned_at_candidate: int = 0
@@ -134,9 +136,12 @@ class Worker:
 
     def gauges(self) -> dict[str, float]:
         """What the worker looks like now, for /metrics."""
-        progress = self._progress
         held = {"replay_rows": self.replay.size, "gradient_steps": self.learner.steps, "skipped_steps": self.learner.skipped_steps}
-        return {**held, "transitions": progress.transitions, "transitions_learned": progress.learned, **self.metrics, **self._drift}
+        return {**held, **self._taken(), **self.metrics, **self._drift}
+
+    def _taken(self) -> dict[str, float]:
+        progress = self._progress
+        return {"transitions": progress.transitions, "transitions_learned": progress.learned, "transitions_amended": progress.amended}
 
     def learn(self, partition: int, next_offset: int, batch: pa.RecordBatch, now_ms: int) -> Learned:
         """Take one message: refuse, recognise, remember, and make the gradient steps that its transitions are worth.
@@ -148,12 +153,19 @@ class Worker:
         if next_offset <= self._progress.offsets.get(partition, 0):
             return learned
         learned.counts[Count("in", TRANSITIONS)] = batch.num_rows
+        is_mine = pc.equal(batch.column("instance"), self.settings.instance)
+        if others := batch.num_rows - (pc.sum(is_mine).as_py() or 0):
+            learned.counts[Count("ignored", "other_instance")] = others
+            batch = batch.filter(is_mine)
         opened = self._preprocess(batch, self._version_number, now_ms)
         learned.dead_letters = opened.dead_letters
         learned.counts.update(Count("rejected", letter.reason) for letter in opened.dead_letters)
         is_first = self._seen.first_seen(opened.rows.id_hash)
-        learned.counts[Count("ignored", "duplicate")] += int((~is_first).sum())
+        is_amendment = ~is_first & (opened.revision > 0)
+        learned.counts[Count("ignored", "duplicate")] += int((~is_first & ~is_amendment).sum())
         worth_steps = self._remember(opened.rows.take(is_first))
+        if is_amendment.any():
+            learned.counts[Count("ignored", "amendment_too_late")] += self._amend(opened.rows.take(is_amendment))
         learned.metrics = self._gradient_steps(max(CATCH_UP_STEPS, math.ceil(CATCH_UP * worth_steps)))
         learned.counts = +learned.counts
         self._end_message(partition, next_offset, learned.counts)
@@ -237,6 +249,12 @@ class Worker:
         worth_steps = len(kept) * self.settings.steps_per_transition
         self._progress.step_debt += worth_steps
         return worth_steps
+
+    def _amend(self, rows: Transitions) -> int:
+        """Correct rows that came before. Gives how many are in no buffer any more."""
+        is_there = self.replay.amend(rows) | self.held_out.amend(rows)
+        self._progress.amended += int(is_there.sum())
+        return int((~is_there).sum())
 
     def _gradient_steps(self, most: int) -> dict[str, float]:
         """Make the steps that are owed, at most `most`. As that is more than new rows add, the debt only falls once learning began."""

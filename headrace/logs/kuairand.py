@@ -219,6 +219,7 @@ ACTION = ActionSpec(
         ),
     )
 )
+_WEIGHTS = {"click": 0.5, "long_view": 1.0, "like": 2.0, "follow": 5.0, "comment": 2.0, "forward": 3.0, "hate": -5.0}
 FORMAT = LogFormat(
     name="kuairand",
     title="KuaiRand: log_standard_*.csv, or a Parquet file with the same columns",
@@ -228,8 +229,10 @@ FORMAT = LogFormat(
         # The longest play of 94,784 rows is 13 minutes.
         "joiner": {"feedback_kinds": KINDS, "join_window_ms": 30 * 60 * 1000},
         "experience": {
-            "reward_weights": {"click": 0.5, "long_view": 1.0, "like": 2.0, "follow": 5.0, "comment": 2.0, "forward": 3.0, "hate": -5.0},
-            "conversion_kinds": ("long_view", "like", "follow", "comment", "forward"),
+            "reward": {
+                "kinds": {kind: {"weight": weight} for kind, weight in _WEIGHTS.items()},
+                "conversion_kinds": ("long_view", "like", "follow", "comment", "forward"),
+            },
         },
         "policy": {"features": history_spec(_HISTORY_KINDS, _SEQUENCES, ids=("tab",)), "action": ACTION},
     },

@@ -178,8 +178,7 @@ FORMAT = LogFormat(
         # Of the feedback that has an earlier pv of its item, 43 % come within 10 minutes and 84 % within a day.
         "joiner": {"feedback_kinds": KINDS, "join_window_ms": 24 * 60 * 60 * 1000},
         "experience": {
-            "reward_weights": {"cart": 1.0, "fav": 1.0, "buy": 5.0},
-            "conversion_kinds": KINDS,
+            "reward": {"kinds": {"cart": {"weight": 1.0}, "fav": {"weight": 1.0}, "buy": {"weight": 5.0}}, "conversion_kinds": KINDS},
         },
         "policy": {"features": history_spec(KINDS, _SEQUENCES), "action": ACTION},
     },

@@ -1,19 +1,22 @@
 """Pages written down as tests need them, and the samples messages that the joiner would make of them."""
 
+import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from experience.sessions import PartitionSessions
-from experience.settings import ExperienceSettings
+from experience.settings import ExperienceSettings, RewardSettings
+from headrace.memory_rows import MemoryRows
 from headrace.step import Outcome, Record
 from schemas.codec import decode_batch, encode_batch
 from schemas.sample import label_column, sample_schema
 
 KINDS = ("click", "pay")
 MINUTE_MS = 60_000
-SETTINGS = ExperienceSettings(session_gap_ms=30 * MINUTE_MS, penalty_no_conversion=0.5, penalty_left=2.0, dedup_horizon_ms=60 * MINUTE_MS)
+REWARD = RewardSettings(penalty_no_conversion=0.5, penalty_left=2.0)
+SETTINGS = ExperienceSettings(session_gap_ms=30 * MINUTE_MS, reward=REWARD, dedup_horizon_ms=60 * MINUTE_MS)
 
 
 class Shown(NamedTuple):
@@ -24,10 +27,15 @@ class Shown(NamedTuple):
     ts_ms: int
     labels: tuple[tuple[float, ...], ...] = ((0.0, 0.0), (0.0, 0.0))
     left: bool = False
+    policy: str = "fusion"
 
 
 def exposure_bytes(page: Shown) -> bytes:
-    return f"exposure of {page.request_id}".encode()
+    return json.dumps({"page": page.request_id, "propensity": 0.25, "bucket": "7"}).encode()
+
+
+def page_of(exposure: bytes | None) -> str | None:
+    return None if exposure is None else str(json.loads(exposure)["page"])
 
 
 def sample_batch(pages: Sequence[Shown], kinds: tuple[str, ...] = KINDS) -> pa.RecordBatch:
@@ -45,7 +53,7 @@ def sample_batch(pages: Sequence[Shown], kinds: tuple[str, ...] = KINDS) -> pa.R
                     "position": position,
                     "page_size": len(page.labels),
                     "ts_ms": page.ts_ms,
-                    "policy": "fusion",
+                    "policy": page.policy,
                     "model_version": "fusion-000001",
                     **{label_column(kind): value for kind, value in zip(kinds, labels, strict=True)},
                     "label_delay_ms": 500 if reacted else None,
@@ -85,7 +93,7 @@ class Life:
         self.rebuild()
 
     def rebuild(self) -> None:
-        self.step = PartitionSessions(self.settings, 3, sorted(self.stored.items()))
+        self.step = PartitionSessions(self.settings, 3, MemoryRows(self.stored.items()))
 
     def keep(self, outcome: Outcome) -> Outcome:
         for key, row in outcome.changes:

@@ -1,7 +1,8 @@
 import pytest
-from experience_log import KINDS, MINUTE_MS, SETTINGS, Life, Shown, exposure_bytes, message, record, transitions
+from experience_log import KINDS, MINUTE_MS, SETTINGS, Life, Shown, exposure_bytes, message, page_of, record, transitions
 
 from experience.sessions import OUT_OF_ORDER, PartitionSessions
+from headrace.memory_rows import MemoryRows
 from headrace.step import Count
 from schemas.codec import decode_batch
 from schemas.transition import transition_schema
@@ -12,7 +13,7 @@ CLICKED = ((1.0, 0.0), (0.0, 0.0))
 
 def story(row: dict) -> tuple:
     """What a table of cases says of a transition: page, session, step, next page, done, penalties."""
-    following = row["next_exposure"] and row["next_exposure"].decode().removeprefix("exposure of ")
+    following = page_of(row["next_exposure"])
     penalty = row["penalty_no_conversion"] or row["penalty_left"]
     return row["transition_id"], row["session_id"], row["step"], following, row["done"], penalty
 
@@ -218,10 +219,10 @@ def test_the_time_that_a_worker_was_switched_off_is_not_an_idle_time():
 
 
 def test_a_topic_without_any_samples_gives_nothing_however_long_it_is_idle():
-    step = PartitionSessions(SETTINGS, 0, [])
+    step = PartitionSessions(SETTINGS, 0, MemoryRows())
     step.tick(0)
     outcome = step.tick(10**12)
-    assert (outcome.outputs, outcome.needed_from, step.gauges()) == ([], {}, {"watermark_ms": 0, "open_sessions": 0})
+    assert (outcome.outputs, outcome.needed_from, step.gauges()) == ([], {}, {"watermark_ms": 0, "open_sessions": 0, "open_pages": 0})
 
 
 def test_needed_from_is_the_oldest_message_with_a_page_that_waits_or_began_a_session_still_open():
@@ -294,22 +295,32 @@ def test_all_columns_of_a_transition():
     assert batch.to_pylist() == [
         {
             "transition_id": "a",
+            "instance": "td1",
+            "revision": 0,
+            "request_id": "a",
             "user_id": "u",
             "session_id": "a",
             "step": 0,
             "ts_ms": 1000,
             "policy": "fusion",
             "model_version": "fusion-000001",
+            "bucket": "7",
+            "propensity": 0.25,
             "reward": 13.0,
             "reward_click": 3.0,
             "reward_pay": 10.0,
             "penalty_no_conversion": 0.0,
             "penalty_left": 0.0,
+            "n_steps": 1,
+            "return": 13.0,
+            "discount": pytest.approx(0.9),
             "done": False,
+            "ends_session": False,
             "feedback_count": 2,
             "feedback_arrival_ms": 2002,
             "source_partition": 3,
             "source_offset": 0,
+            "samples_offset": 0,
             "exposure": exposure_bytes(Shown("a", "u", 0)),
             "next_exposure": exposure_bytes(Shown("b", "u", 0)),
         }
@@ -328,7 +339,7 @@ def test_pages_of_different_kinds_leave_in_batches_of_their_own():
 
 
 def test_many_sessions_that_end_at_once_leave_in_messages_of_limited_size_each_keeping_its_promise(monkeypatch):
-    monkeypatch.setattr("experience.transitions.BATCH_BYTES", 40)
+    monkeypatch.setattr("experience.transitions.BATCH_BYTES", 110)
     life = Life()
     life.deliver(record(0, message([Shown(f"r{n}", f"u{n}", 9 - n) for n in range(5)], 0)))
     batches = [decode_batch(output.value, "transitions") for output in life.end().outputs]
@@ -340,14 +351,14 @@ def test_counts_and_gauges_say_what_happened():
     life = Life()
     outcome = life.deliver(record(0, message([Shown("a", "u", 0), Shown("b", "v", 0, left=True)], 1)))
     assert outcome.counts == {Count("in", "samples"): 4, Count("out", "transitions"): 1}
-    assert life.step.gauges() == {"watermark_ms": 1, "open_sessions": 1}
+    assert life.step.gauges() == {"watermark_ms": 1, "open_sessions": 1, "open_pages": 1}
 
 
 def test_a_delivery_of_nothing_changes_nothing():
-    outcome = PartitionSessions(SETTINGS, 0, []).apply("samples", [], 0)
+    outcome = PartitionSessions(SETTINGS, 0, MemoryRows()).apply("samples", [], 0)
     assert (outcome.outputs, outcome.changes, outcome.needed_from) == ([], [], {})
 
 
 def test_another_topic_is_a_fault_of_the_wiring():
     with pytest.raises(ValueError, match="reads samples, not exposures"):
-        PartitionSessions(SETTINGS, 0, []).apply("exposures", [record(0, b"")], 0)
+        PartitionSessions(SETTINGS, 0, MemoryRows()).apply("exposures", [record(0, b"")], 0)

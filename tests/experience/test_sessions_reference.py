@@ -1,48 +1,59 @@
-"""The step against forty obvious lines, over random logs."""
+"""The step against the brute-force reference, over random logs: cut, out of order, delivered again, crashed, without its disk."""
 
-from itertools import pairwise
+from typing import Any
 
-from experience_log import KINDS, SETTINGS, Life, Shown, exposure_bytes, message, record, transitions
+from experience_log import KINDS, Life, Shown, message, page_of, record, transitions
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from reference import Seen, expected
 
+from experience.settings import ExperienceSettings, KindReward, PolicyReward, RewardSettings
 from schemas.codec import decode_batch
 
 GAP_MS = 10
 # No deadline: a busy machine is not a wrong result. Derandomised: the same logs every time.
 random_logs = settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
-REFERENCE_SETTINGS = SETTINGS.model_copy(update={"session_gap_ms": GAP_MS, "max_session_pages": 4, "dedup_horizon_ms": 1000})
+REWARD = RewardSettings(
+    kinds={"click": KindReward(weight=1.0), "pay": KindReward(weight=0.7, scale="log", unit=0.5, cap=1.0)},
+    penalty_no_conversion=0.3,
+    penalty_left=2.0,
+    policies={"bold": PolicyReward(kinds={"click": KindReward(weight=3.0, cap=4.0)}, conversion_kinds=("pay",), penalty_left=0.25)},
+)
+INSTANCES = st.sampled_from([("td1",), ("td2",), ("td3", "td1"), ("mc",), ("td1", "mc"), ("mc", "td1", "td4")])
 
 
-def expected(log):
-    """What every page of a log must become, computed from the whole log at once."""
-    rows = []
-    for user_id in {page.user_id for page in log}:
-        pages = sorted((page for page in log if page.user_id == user_id), key=lambda page: (page.ts_ms, page.request_id))
-        session, step = pages[0].request_id, 0
-        for page, following in pairwise([*pages, None]):
-            went_on = following is not None and not page.left and following.ts_ms - page.ts_ms <= GAP_MS
-            done = not went_on or step == REFERENCE_SETTINGS.max_session_pages - 1
-            clicks, pays = (sum(column) for column in zip(*page.labels, strict=True))
-            no_conversion = clicks == 0 and pays == 0
-            parts = (clicks, 10 * pays, -0.5 if no_conversion and went_on else 0, -2 if no_conversion and not went_on else 0)
-            count = sum(any(labels) for labels in page.labels)
-            following_exposure = None if done else exposure_bytes(following)
-            rows.append((page.request_id, session, step, parts, sum(parts), done, count, exposure_bytes(page), following_exposure))
-            session, step = (following and following.request_id, 0) if done else (session, step + 1)
-    return sorted(rows)
+def reference_settings(instances: tuple[str, ...] = ("td1",)) -> ExperienceSettings:
+    return ExperienceSettings(
+        session_gap_ms=GAP_MS, max_session_pages=4, dedup_horizon_ms=1000, reward=REWARD, discount=0.7, instances=instances
+    )
 
 
-def found(life):
-    parts = [*(f"reward_{kind}" for kind in KINDS), "penalty_no_conversion", "penalty_left"]
-    head = ("transition_id", "session_id", "step")
-    tail = ("reward", "done", "feedback_count", "exposure", "next_exposure")
-    return sorted((*(row[name] for name in head), tuple(row[name] for name in parts), *(row[name] for name in tail)) for row in life.rows())
+def should(log: list[Shown], of: ExperienceSettings) -> dict[str, dict[str, Any]]:
+    pages = []
+    for page in log:
+        labels = dict(zip(KINDS, zip(*page.labels, strict=True), strict=True))
+        pages.append(Seen(page.request_id, page.user_id, page.ts_ms, page.policy, labels, page.left))
+    return expected(pages, of)
+
+
+def found(life: Life) -> dict[str, dict[str, Any]]:
+    rows = life.rows()
+    by_id = {row["transition_id"]: row for row in rows}
+    assert len(by_id) == len(rows), "a transition left twice"
+    return {name: seen(row) for name, row in by_id.items()}
+
+
+def seen(row: dict[str, Any]) -> dict[str, Any]:
+    names = ("user_id", "policy", "session_id", "step", "reward", "return", "discount", "n_steps", "done", "ends_session")
+    parts = [name for name in row if name.startswith(("reward_", "penalty_"))]
+    assert page_of(row["exposure"]) == row["request_id"]
+    assert (row["propensity"], row["bucket"]) == (0.25, "7")
+    return {**{name: row[name] for name in (*parts, *names)}, "next": page_of(row["next_exposure"])}
 
 
 @st.composite
-def logs(draw):
-    """Pages of three users in event-time order; many share a millisecond."""
+def logs(draw: Any) -> list[Shown]:
+    """Pages of three users and two policies in event-time order; many share a millisecond."""
     steps = draw(st.lists(st.tuples(st.sampled_from([0, 0, 1, 3, 10, 11]), st.sampled_from("uvw"), st.booleans()), max_size=30))
     names = draw(st.permutations(range(len(steps))))
     values = st.tuples(st.sampled_from([0.0, 0.0, 1.0]), st.sampled_from([0.0, 0.0, 0.0, 2.0]))
@@ -50,12 +61,13 @@ def logs(draw):
     for name, (wait_ms, user_id, left) in zip(names, steps, strict=True):
         ts_ms += wait_ms
         labels = tuple(draw(st.lists(values, min_size=1, max_size=3)))
-        log.append(Shown(f"r{name:02}", user_id, ts_ms, labels, left and draw(st.booleans())))
+        policy = draw(st.sampled_from(["fusion", "bold", "baseline"]))
+        log.append(Shown(f"r{name:02}", user_id, ts_ms, labels, left and draw(st.booleans()), policy))
     return log
 
 
 @st.composite
-def deliveries(draw, log):
+def deliveries(draw: Any, log: list[Shown]) -> list[list[Any]]:
     """The log cut into messages, each with an honest watermark, and the messages cut into deliveries."""
     records, rest = [], list(log)
     while rest:
@@ -71,8 +83,8 @@ def deliveries(draw, log):
     return cut
 
 
-def live(cuts, rebuild_at=frozenset()):
-    life = Life(REFERENCE_SETTINGS)
+def live(cuts: list[list[Any]], rebuild_at: set[int] | frozenset[int] = frozenset(), of: ExperienceSettings | None = None) -> Life:
+    life = Life(of or reference_settings())
     for number, records in enumerate(cuts):
         if number in rebuild_at:
             life.rebuild()
@@ -85,59 +97,81 @@ def live(cuts, rebuild_at=frozenset()):
 
 @random_logs
 @given(st.data())
-def test_every_cut_of_a_log_gives_the_transitions_of_the_reference(data):
-    log = data.draw(logs())
-    life = live(data.draw(deliveries(log)))
-    assert found(life) == expected(log)
-    assert life.step.gauges()["open_sessions"] == 0
-    assert [key for key in life.stored if key.startswith(b"u")] == []
+def test_every_cut_of_a_log_gives_the_transitions_of_the_reference(data: Any) -> None:
+    log, of = data.draw(logs()), reference_settings(data.draw(INSTANCES))
+    life = live(data.draw(deliveries(log)), of=of)
+    assert found(life) == should(log, of)
+    assert life.step.gauges() | {"watermark_ms": 0} == {"watermark_ms": 0, "open_sessions": 0, "open_pages": 0}
+    assert [key for key in life.stored if key[:1] in b"pq"] == []
 
 
 @random_logs
 @given(st.data())
-def test_pages_in_any_order_that_the_watermark_allows_give_the_same_transitions(data):
-    log = data.draw(logs())
+def test_pages_in_any_order_that_the_watermark_allows_give_the_same_transitions(data: Any) -> None:
+    log, of = data.draw(logs()), reference_settings(data.draw(INSTANCES))
     shuffled = data.draw(st.permutations(log))
-    assert found(live(data.draw(deliveries(shuffled)))) == expected(log)
+    assert found(live(data.draw(deliveries(shuffled)), of=of)) == should(log, of)
 
 
 @random_logs
 @given(st.data())
-def test_a_step_rebuilt_from_its_rows_does_byte_for_byte_what_the_undisturbed_one_does(data):
+def test_a_step_rebuilt_from_its_rows_does_byte_for_byte_what_the_undisturbed_one_does(data: Any) -> None:
+    of = reference_settings(data.draw(INSTANCES))
     cuts = data.draw(deliveries(data.draw(logs())))
     rebuild_at = data.draw(st.sets(st.integers(0, len(cuts))))
-    assert live(cuts, rebuild_at).outcomes == live(cuts).outcomes
+    assert live(cuts, rebuild_at, of).outcomes == live(cuts, of=of).outcomes
 
 
 @random_logs
 @given(st.data())
-def test_messages_delivered_again_after_a_crash_change_nothing(data):
-    log = data.draw(logs())
+def test_a_log_that_is_cleaned_at_every_chance_loses_nothing(data: Any) -> None:
+    import experience.page_log
+
+    log, of = data.draw(logs()), reference_settings(data.draw(INSTANCES))
+    cuts = data.draw(deliveries(data.draw(st.permutations(log))))
+    rebuild_at = data.draw(st.sets(st.integers(0, len(cuts))))
+    slack = experience.page_log.SLACK_PAGES
+    experience.page_log.SLACK_PAGES = -1000
+    try:
+        life = live(cuts, rebuild_at, of)
+        assert [outcome.outputs for outcome in life.outcomes] == [outcome.outputs for outcome in live(cuts, of=of).outcomes]
+    finally:
+        experience.page_log.SLACK_PAGES = slack
+    assert found(life) == should(log, of)
+
+
+@random_logs
+@given(st.data())
+def test_messages_delivered_again_after_a_crash_change_nothing(data: Any) -> None:
+    log, of = data.draw(logs()), reference_settings(data.draw(INSTANCES))
     cuts = data.draw(deliveries(log))
     again = [cut for cut in cuts for _ in range(data.draw(st.integers(1, 2)))]
     numbered, offset = [], 0
     for cut in again:
         numbered.append([one._replace(offset=offset + place) for place, one in enumerate(cut)])
         offset += len(cut)
-    assert found(live(numbered)) == expected(log)
+    assert found(live(numbered, of=of)) == should(log, of)
 
 
 @random_logs
 @given(st.data())
-def test_no_page_is_lost_or_sent_twice_when_the_watermark_is_wrong(data):
+def test_no_page_is_lost_or_sent_twice_when_the_watermark_is_wrong(data: Any) -> None:
     log = data.draw(st.permutations(data.draw(logs())))
-    life = Life(REFERENCE_SETTINGS)
+    of = reference_settings(data.draw(INSTANCES))
+    life = Life(of)
     for offset, page in enumerate(log):
         life.deliver(record(offset, message([page], data.draw(st.integers(900, 1500)))))
+        if data.draw(st.booleans()):
+            life.rebuild()
     life.end()
-    assert sorted(row["transition_id"] for row in life.rows()) == sorted(page.request_id for page in log)
+    assert sorted(row["request_id"] for row in life.rows()) == sorted(page.request_id for page in log for _ in of.instances)
 
 
 @random_logs
 @given(st.data())
-def test_no_batch_holds_a_page_older_than_the_watermark_of_an_earlier_one(data):
+def test_no_batch_holds_a_page_older_than_the_watermark_of_an_earlier_one(data: Any) -> None:
     promised_ms = 0
-    for outcome in live(data.draw(deliveries(data.draw(logs())))).outcomes:
+    for outcome in live(data.draw(deliveries(data.draw(logs()))), of=reference_settings(data.draw(INSTANCES))).outcomes:
         for output in outcome.outputs:
             batch, watermark_ms = decode_batch(output.value, "transitions")
             assert min(batch.column("ts_ms").to_pylist()) >= promised_ms
@@ -146,20 +180,22 @@ def test_no_batch_holds_a_page_older_than_the_watermark_of_an_earlier_one(data):
 
 @random_logs
 @given(st.data())
-def test_a_step_without_its_disk_rebuilds_what_waited_from_the_offset_it_needs(data):
+def test_a_step_without_its_disk_rebuilds_what_waited_from_the_offset_it_needs(data: Any) -> None:
+    of = reference_settings(data.draw(INSTANCES))
     cuts = data.draw(deliveries(data.draw(logs())))
     stop = data.draw(st.integers(0, len(cuts)))
-    life = Life(REFERENCE_SETTINGS)
+    life = Life(of)
     for cut in cuts[:stop]:
         life.deliver(*cut)
     needed_from = life.outcomes[-1].needed_from["samples"] if life.outcomes else 0
-    other = Life(REFERENCE_SETTINGS)
+    other = Life(of)
     for one in (one for cut in cuts for one in cut if one.offset >= needed_from):
         other.deliver(one)
     other.end()
     for cut in cuts[stop:]:
         life.deliver(*cut)
     life.end()
-    sent_by_both = {row["transition_id"] for row in life.rows()}
+    sent_by_both = found(life)
     before = {row["transition_id"] for outcome in life.outcomes[:stop] for row in transitions(outcome)}
-    assert sent_by_both - before <= {row["transition_id"] for row in other.rows()} <= sent_by_both
+    assert sent_by_both.keys() - before <= found(other).keys() <= sent_by_both.keys()
+    assert all(row == sent_by_both[name] for name, row in found(other).items() if name not in before)

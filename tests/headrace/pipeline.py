@@ -16,7 +16,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from experience.sessions import PartitionSessions
 from experience.settings import ExperienceSettings
 from headrace.broker import free_port
-from headrace.memory_rows import InMemory
+from headrace.memory_rows import InMemory, MemoryRows
 from headrace.runner import Event, run
 from joiner.join import PartitionJoin
 from joiner.settings import JoinerSettings
@@ -144,7 +144,7 @@ def workers(broker: str, folder: Path, group: str, session_timeout_s: float) -> 
 def undisturbed(events: Sequence[tuple[int, Event]]) -> dict[str, dict[Key, Row]]:
     """By topic, what the in-process runner makes of the events."""
     join = InMemory(partial(PartitionJoin, JoinerSettings(join_window_ms=WINDOW_MS), 0))
-    sessions = PartitionSessions(ExperienceSettings(session_gap_ms=GAP_MS), 0, ())
+    sessions = PartitionSessions(ExperienceSettings(session_gap_ms=GAP_MS), 0, MemoryRows())
     emitted, _ = run(join, sessions, [event for _, event in events], START_MS + 10**9)
     return {
         topic: first_by_key(topic, [row for message in messages for row in rows_of(message.value, topic)])
@@ -192,6 +192,6 @@ def check(broker: str, expected: dict[str, dict[Key, Row]], timeout_s: float) ->
 def rows_of(message: bytes, topic: str = TRANSITIONS) -> list[Row]:
     """The rows of a message, without what depends on where and when its events lay."""
     batch, _ = decode_batch(message, topic)
-    placed = {"source_partition", "source_offset", "feedback_arrival_ms"}
+    placed = {"source_partition", "source_offset", "samples_offset", "feedback_arrival_ms"}
     rows = [{name: cell for name, cell in row.items() if name not in placed} for row in batch.to_pylist()]
     return [row for row in rows if not row["user_id"].startswith(LAST_USER)]

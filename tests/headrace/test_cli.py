@@ -116,6 +116,13 @@ def test_doctor_fails_where_something_required_is_wrong(tmp_path: Path) -> None:
     assert "setting stream.partitions = '0'" in shown.stdout
 
 
+def test_doctor_fails_where_the_trainer_would_learn_from_instances_that_nobody_makes(tmp_path: Path) -> None:
+    shown = headrace("doctor", cwd=tmp_path, HEADRACE_TRAINER_INSTANCE="td3", HEADRACE_EXPERIENCE_INSTANCES='["td1", "mc"]')
+
+    assert shown.returncode == 1
+    assert "instances: trainer.instance = 'td3', experience.instances = td1, mc" in shown.stdout
+
+
 def test_versions_of_an_empty_store_are_none_and_unknown_ones_one_line(tmp_path: Path) -> None:
     assert headrace("versions", "list", "--json", "-", cwd=tmp_path).stdout == "[]\n"
 

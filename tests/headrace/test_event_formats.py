@@ -17,7 +17,7 @@ from test_faults import dead_letters
 from experience.sessions import PartitionSessions
 from experience.settings import ExperienceSettings
 from headrace.broker import create_topics, running
-from headrace.memory_rows import InMemory
+from headrace.memory_rows import InMemory, MemoryRows
 from headrace.runner import Emitted, Event, run
 from headrace.settings import StreamSettings, load
 from joiner.input_format import event_formats
@@ -72,7 +72,7 @@ def test_other_formats_give_the_transitions_of_the_same_log_as_json(tmp_path: Pa
 def in_process(log: list[tuple[int, Event]]) -> Emitted:
     """What the log gives as JSON, without a broker."""
     join = InMemory(partial(PartitionJoin, JoinerSettings(join_window_ms=pipeline.WINDOW_MS), 0))
-    sessions = PartitionSessions(ExperienceSettings(session_gap_ms=pipeline.GAP_MS), 0, ())
+    sessions = PartitionSessions(ExperienceSettings(session_gap_ms=pipeline.GAP_MS), 0, MemoryRows())
     return run(join, sessions, [event for _, event in log], pipeline.START_MS + 10**9)[0]
 
 

@@ -90,21 +90,27 @@ def test_it_shows_the_state_beside_a_running_worker_and_the_same_without_one(tmp
 
 def test_the_command_prints_tables_or_json(tmp_path: Path) -> None:
     store = PartitionStore(tmp_path / "var" / "state" / "experience" / "3")
-    store.write([(b"u1", b"x" * 10), (b"u2", b"y" * 10), (b"w", b"1")], {"samples": 7}, Counter())
+    store.require_layout(2)
+    store.write([(b"p1", b"x" * 10), (b"p2", b"y" * 10), (b"w", b"1")], {"samples": 7}, Counter())
     store.close()
     nowhere = f"127.0.0.1:{free_port()}"
 
     shown = headrace("state", "experience", cwd=tmp_path, HEADRACE_STREAM_BROKER=nowhere)
     assert (shown.returncode, shown.stderr) == (0, "")
     lines = [line.split() for line in shown.stdout.splitlines()]
-    assert ["users", "2", "0.0"] in lines
+    assert ["open_pages", "2", "0.0"] in lines
     assert ["3", "samples", "7"] in lines
     assert "no broker answers: without committed offsets and lag" in shown.stdout
 
     printed = headrace("state", "experience", "--json", "-", cwd=tmp_path, HEADRACE_STREAM_BROKER=nowhere)
     [part] = json.loads(printed.stdout)["partitions"]
-    assert part["rows"] == {"seen_pages": {"rows": 0, "bytes": 0}, "users": {"rows": 2, "bytes": 24}, "clock": {"rows": 1, "bytes": 2}}
-    assert (part["partition"], part["layout"], part["offsets"]) == (3, 1, {"samples": {"stored": 7}})
+    assert part["rows"] == {
+        "seen_pages": {"rows": 0, "bytes": 0},
+        "open_pages": {"rows": 2, "bytes": 24},
+        "progress": {"rows": 0, "bytes": 0},
+        "clock": {"rows": 1, "bytes": 2},
+    }
+    assert (part["partition"], part["layout"], part["offsets"]) == (3, 2, {"samples": {"stored": 7}})
 
 
 def test_a_folder_without_state_is_one_line(tmp_path: Path) -> None:

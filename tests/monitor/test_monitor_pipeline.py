@@ -43,12 +43,12 @@ def test_what_the_stages_wrote_is_what_the_monitor_counts() -> None:
 
     from experience.sessions import PartitionSessions
     from experience.settings import ExperienceSettings
-    from headrace.memory_rows import InMemory
+    from headrace.memory_rows import InMemory, MemoryRows
     from joiner.join import PartitionJoin
     from joiner.settings import JoinerSettings
 
     join = InMemory(partial(PartitionJoin, JoinerSettings(join_window_ms=5_000, feedback_kinds=("click",)), 0))
-    sessions = PartitionSessions(ExperienceSettings(session_gap_ms=30_000), 0, ())
+    sessions = PartitionSessions(ExperienceSettings(session_gap_ms=30_000), 0, MemoryRows())
     exposures = [an_exposure(user, page) for page in range(PAGES) for user in USERS]
     clicks = [a_click("u-policy", page) for page in range(PAGES)] + [a_click("u-baseline", 1)]
     events = sorted([*exposures, *clicks, Event(T0 + 1, FEEDBACK, b"{")], key=lambda event: event.ts_ms)

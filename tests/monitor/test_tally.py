@@ -225,9 +225,9 @@ def nulls_where_none_may_be() -> bytes:
     [
         (SAMPLES, b"", "not a record batch of samples"),
         (SAMPLES, b"\x00" * 50, "not a record batch of samples"),
-        (SAMPLES, transitions([], 0), "expected a batch of samples version 1, got transitions version 1"),
+        (SAMPLES, transitions([], 0), "expected a batch of samples version 1, got transitions version 2"),
         (TRANSITIONS, transitions([("t", "s", "fusion", "v", float("nan"), 0, True)], 0), "reward is not finite"),
-        (TRANSITIONS, nulls_where_none_may_be(), "nulls in transition_id, user_id"),
+        (TRANSITIONS, nulls_where_none_may_be(), "nulls in transition_id, instance"),
         (POLICIES, b"{", "Input data was truncated"),
         (POLICIES, b'{"policy": 3}', "Expected `str`, got `int` - at `$.policy`"),
         (DEAD_LETTERS, letter(1).replace(b"late", b"lute"), "Invalid enum value 'lute'"),
@@ -254,7 +254,7 @@ def test_a_batch_of_other_columns_is_refused() -> None:
     schema = transition_schema(("click",))
     short = pa.schema(list(schema)[:3], metadata=schema.metadata)
     _, [outcome] = fed((TRANSITIONS, record(0, encode_batch(pa.RecordBatch.from_pylist([], short), 0))))
-    assert "other columns: transition_id, user_id, session_id" in outcome.dead_letters[0].detail
+    assert "other columns: transition_id, instance, revision" in outcome.dead_letters[0].detail
     unnamed = schema.with_metadata({b"headrace.schema": b"transitions", b"headrace.version": b"1"})
     _, [outcome] = fed((TRANSITIONS, record(0, encode_batch(pa.RecordBatch.from_pylist([], unnamed), 0))))
     assert outcome.counts[Count("rejected", "malformed")] == 1

@@ -7,7 +7,7 @@ from synthetic_logs import exposure, feedback
 
 from experience.sessions import PartitionSessions
 from experience.settings import ExperienceSettings
-from headrace.memory_rows import InMemory
+from headrace.memory_rows import InMemory, MemoryRows
 from headrace.runner import Emitted, Event, InProcess, in_event_time_order, run
 from headrace.step import Count, PartitionStep
 from joiner.join import PartitionJoin
@@ -22,7 +22,7 @@ NOW_MS = 10_000_000
 
 def chain_of(now_ms: int = NOW_MS) -> tuple[PartitionStep, PartitionSessions, int]:
     joiner, experience = JoinerSettings(join_window_ms=WINDOW_MS), ExperienceSettings(session_gap_ms=GAP_MS)
-    return InMemory(partial(PartitionJoin, joiner, 0)), PartitionSessions(experience, 0, []), now_ms
+    return InMemory(partial(PartitionJoin, joiner, 0)), PartitionSessions(experience, 0, MemoryRows()), now_ms
 
 
 def events(*lines: dict[str, Any]) -> list[Event]:
@@ -36,6 +36,8 @@ def rows(emitted: Emitted, topic: str) -> list[dict[str, Any]]:
     """All rows of a topic's messages, by user and time."""
     messages = emitted.samples if topic == SAMPLES else emitted.transitions
     found = [row for message in messages for row in decode_batch(message.value, topic)[0].to_pylist()]
+    for row in found:
+        row.pop("samples_offset", None)  # of the message: it depends on how the events were cut
     return sorted(found, key=lambda row: (row["user_id"], row["ts_ms"], row.get("item_id", "")))
 
 

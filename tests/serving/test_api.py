@@ -143,6 +143,7 @@ def test_act_gives_the_served_versions_action_with_its_density(start: Any, polic
         "propensity": None,
         "baseline_action": [1.0, 1.0],
         "spec_hash": policy.spec_hash,
+        "bucket": "",
         "stored_state": {},
     }
     assert body["propensity"] == pytest.approx(Exploration(ACTION, 0.2).density(body["action"], [0.5, 1.5]))
@@ -226,6 +227,7 @@ def test_rank_orders_by_the_fused_score_and_logs_exactly_the_page_that_it_gave(s
         "action": [0.5, 1.5],
         "propensity": 1.0,
         "spec_hash": policy.spec_hash,
+        "bucket": "",
         "items": [
             {"item_id": "b", "position": 0, "scores": {"click": 0.4, "pay": 0.3}, "features": {}},
             {"item_id": "c", "position": 1, "scores": {"click": 0.3, "pay": 0.2}, "features": {}},

@@ -28,6 +28,6 @@ def test_the_action_weighs_the_scores_of_the_items_and_its_baseline_is_their_pla
 def test_the_demo_joins_nearly_all_of_the_late_feedback(demo_settings: None) -> None:
     users, joiner = load(SimulateSettings), load(JoinerSettings)
     assert joiner.feedback_kinds == ("click",)
-    assert set(load(ExperienceSettings).reward_weights) == {"click"}
+    assert set(load(ExperienceSettings).reward.kinds) == {"click"}
     # exponential delays: exp(-4) = 2 % of the late ones come after four means
     assert joiner.join_window_ms >= 4 * users.late_mean_ms + 1000 * users.page_interval_s / 2

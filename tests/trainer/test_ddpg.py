@@ -38,6 +38,7 @@ def transitions(rng: np.random.Generator, state: StateColumns, action: np.ndarra
         "reward": reward.astype(np.float32),
         "next_state": state,
         "done": np.ones(count, np.bool_),
+        "discount": np.full(count, 0.9, np.float32),
         "touched": np.ones(count, np.bool_),
         "feedback_count": np.zeros(count, np.int32),
         "arrival_ms": np.zeros(count, np.int64),

@@ -18,12 +18,13 @@ def state(**changes: object) -> dict[str, object]:
 
 
 def opened(*rows: dict[str, object]):
-    return Preprocess(ACTION, FEATURES, SPEC_HASH)(batch(list(rows)), {"": 0, "fusion-000001": 1}.__getitem__, NOW_MS)
+    made = Preprocess(ACTION, FEATURES, SPEC_HASH)(batch(list(rows)), {"": 0, "fusion-000001": 1}.__getitem__, NOW_MS)
+    return made.rows, made.dead_letters
 
 
 def test_a_transition_becomes_columns() -> None:
     rows, letters = opened(
-        row(1, state(), state(x=2.5), reward=3.0, model_version="fusion-000001", feedback_count=2, feedback_arrival_ms=77),
+        row(1, state(), state(x=2.5), model_version="fusion-000001", feedback_count=2, feedback_arrival_ms=77, **{"return": 3.0}),
         row(4, state(), None, feedback_count=0, feedback_arrival_ms=None),
     )
     assert letters == []
@@ -50,8 +51,8 @@ BAD_ROWS = [
     ({"exposure": b'{"action": [1, 1]}'}, "malformed", "state"),
     ({"exposure": json.dumps(with_action("a", 1)).encode()}, "malformed", "float"),
     ({"next_exposure": b"[]"}, "malformed", "array"),
-    ({"reward": float("nan")}, "malformed", "reward"),
-    ({"reward": float("inf")}, "malformed", "reward"),
+    ({"return": float("nan")}, "malformed", "reward"),
+    ({"return": float("inf")}, "malformed", "reward"),
     ({"exposure": json.dumps(state(x="warm")).encode()}, "wrong_state", "feature x"),
     ({"exposure": json.dumps(state(x=1e39)).encode()}, "wrong_state", "feature x"),
     ({"exposure": json.dumps(state(city=3)).encode()}, "wrong_state", "feature city"),
@@ -96,7 +97,7 @@ def test_a_batch_of_bad_rows_only_gives_no_rows() -> None:
 
 def test_features_of_one_kind_only_are_enough() -> None:
     features = FeatureSpec(ids=(IdFeature(name="city"),))
-    rows, _ = Preprocess(ACTION, features, SPEC_HASH)(batch([row(1, page(np.random.default_rng(0)), None)]), lambda _: 0, NOW_MS)
+    rows = Preprocess(ACTION, features, SPEC_HASH)(batch([row(1, page(np.random.default_rng(0)), None)]), lambda _: 0, NOW_MS).rows
     assert rows.state.dense.shape == (1, 0)
     assert rows.state.ids.shape == (1, 1)
 

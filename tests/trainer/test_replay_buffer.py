@@ -22,6 +22,7 @@ def transitions(first: int, count: int) -> Transitions:
         reward=numbers.astype(np.float32),
         next_state=state(0.5),
         done=numbers % 2 == 0,
+        discount=np.full(count, 0.9, np.float32),
         touched=numbers % 3 == 0,
         feedback_count=numbers.astype(np.int32),
         arrival_ms=numbers * 1000,

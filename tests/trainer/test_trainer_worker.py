@@ -263,9 +263,9 @@ def test_rewards_of_a_size_that_overflows_are_survived(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_an_older_format_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("trainer.worker.CHECKPOINT_FORMAT", 3)
+        patched.setattr("trainer.worker.CHECKPOINT_FORMAT", 4)
         fed(tmp_path, 2).checkpoint(1)
-    with pytest.raises(CheckpointError, match=r"format 3 \(now 4\).*move the folder away"):
+    with pytest.raises(CheckpointError, match=r"format 4 \(now 5\).*move the folder away"):
         worker(tmp_path)
 
 
@@ -354,3 +354,49 @@ def test_a_version_brings_what_its_dense_features_looked_like_and_drift_is_a_gau
     assert reference.edges[0][8] < 70
     assert first["metrics"]["feature_psi_max"] < 0.6 < second["metrics"]["feature_psi_max"]  # type: ignore[index]
     assert made.gauges()["feature_psi_max"] == second["metrics"]["feature_psi_max"]  # type: ignore[index]
+
+
+def test_other_instances_of_the_same_pages_are_left_out(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    made = worker(tmp_path)
+    rows = [row(number, page(rng), None, instance=instance) for number, instance in enumerate(("td1", "mc", "td3", "td1"))]
+    learned = made.learn(0, 1, batch(rows), 0)
+    assert learned.counts == {Count("in", "transitions"): 4, Count("ignored", "other_instance"): 2}
+    assert made.gauges()["transitions"] == 2
+
+
+def test_an_amendment_takes_the_place_of_its_row_wherever_that_is_and_counts_once(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    made = worker(tmp_path, holdout_share=0.4)
+    first = [row(number, page(rng), page(rng)) for number in range(40)]
+    made.learn(0, 1, batch(first), 0)
+    assert made.held_out.size > 0 < made.replay.size
+    amended = [{**one, "revision": 1, "return": 7.0 + number, "done": True, "next_exposure": None} for number, one in enumerate(first)]
+    learned = made.learn(0, 2, batch([*amended, row(90, page(rng), None, revision=1)]), 0)
+    assert learned.counts == {Count("in", "transitions"): 41}
+    assert (made.gauges()["transitions"], made.gauges()["transitions_amended"]) == (41, 40)
+    rewards = np.concatenate([buffer.rows(np.arange(buffer.size)).reward for buffer in (made.replay, made.held_out)])
+    assert sorted(rewards.tolist()) == [1.0, *(7.0 + number for number in range(40))]
+    assert made.learn(0, 3, batch(first), 0).counts[Count("ignored", "duplicate")] == 40
+
+
+def test_an_amendment_of_a_row_that_has_left_the_replay_is_counted(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    made = worker(tmp_path, replay_capacity=4, holdout_capacity=2)
+    rows = [row(number, page(rng), None) for number in range(30)]
+    made.learn(0, 1, batch(rows), 0)
+    counts = made.learn(0, 2, batch([{**one, "revision": 1} for one in rows]), 0).counts
+    kept = made.replay.size + made.held_out.size
+    assert counts[Count("ignored", "amendment_too_late")] == 30 - kept
+
+
+def test_the_target_of_a_row_has_its_own_discount(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    pages = [(page(rng), page(rng)) for _ in range(40)]
+    runs = []
+    for discount in (0.9, 0.81):
+        made = worker(tmp_path / str(discount), steps_per_transition=1.0, min_transitions=20, normaliser_warm_up_rows=10)
+        for start in range(0, 40, 10):
+            made.learn(0, start + 1, batch([row(start + at, *pages[start + at], discount=discount) for at in range(10)]), 0)
+        runs.append(weights(made))
+    assert not all(torch.equal(weight, runs[1][name]) for name, weight in runs[0].items())

@@ -52,21 +52,31 @@ def page(rng: np.random.Generator, size: int = 2) -> dict[str, object]:
 def row(number: int, page_now: dict[str, object], page_next: dict[str, object] | None, **columns: object) -> dict[str, object]:
     return {
         "transition_id": f"r-{number}",
+        "instance": "td1",
+        "revision": 0,
+        "request_id": f"r-{number}",
         "user_id": f"u-{number % 7}",
         "session_id": f"s-{number // 5}",
         "step": number % 5,
         "ts_ms": 1000 * number,
         "policy": "fusion" if number % 4 else "baseline",
         "model_version": "",
-        "reward": 1.0,
+        "bucket": "",
+        "propensity": 0.5,
+        "reward": columns.get("return", 1.0),
         "reward_click": 1.0,
         "penalty_no_conversion": 0.0,
         "penalty_left": 0.0,
+        "n_steps": 1,
+        "return": 1.0,
+        "discount": 0.9,
         "done": page_next is None,
+        "ends_session": page_next is None,
         "feedback_count": 1,
         "feedback_arrival_ms": 1000 * number + 10,
         "source_partition": 3,
         "source_offset": number,
+        "samples_offset": 0,
         "exposure": json.dumps(page_now).encode(),
         "next_exposure": None if page_next is None else json.dumps(page_next).encode(),
         **columns,
@@ -87,6 +97,6 @@ def batches(seed: int, count: int, rows_each: int = 40, start: int = 0) -> list[
             now = page(rng)
             reward = float(-abs(now["action"][0] - 1.0 - (now["state"]["x"] - 50.0) / 20.0) + rng.normal(0, 0.1))  # type: ignore[index]
             following = None if number % 5 == 4 else page(rng)
-            rows.append(row(number, now, following, reward=reward, model_version="fusion-000001" if number % 2 else ""))
+            rows.append(row(number, now, following, model_version="fusion-000001" if number % 2 else "", **{"return": reward}))
         made.append(batch(rows))
     return made
