@@ -90,7 +90,7 @@ def load_actor(folder: Path, policy: PolicySettings, warm_up_requests: int) -> A
         raise ActorError(
             "wrong_spec",
             f"{candidate.model_version} was made for specification {candidate.spec_hash}, this process has {policy.spec_hash}: "
-            f"give trainer and serving the same [policy] settings (features: {differences(candidate.features, policy.features)})",
+            f"give trainer and serving the same [policy] settings{_difference(candidate, policy.features)}",
         )
     actor = Actor(candidate, _session(folder / "actor.onnx"), policy)
     _check_signature(actor, policy.features)
@@ -102,6 +102,10 @@ def load_actor(folder: Path, policy: PolicySettings, warm_up_requests: int) -> A
     except ActorFault as fault:
         raise ActorError("not_finite", str(fault)) from fault
     return actor
+
+
+def _difference(candidate: Candidate, features: FeatureSpec) -> str:
+    return f" (features: {differences(candidate.features, features)})" if candidate.features else ""
 
 
 def _session(path: Path) -> onnxruntime.InferenceSession:
