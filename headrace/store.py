@@ -144,8 +144,11 @@ class StoreFollower:
         return True
 
     def find(self, key: bytes) -> bytes | None:
-        """The value of a row; None where there is no such row."""
-        return cast(bytes | None, self._db.get(key))
+        """The value of a row; None where there is no such row. Raises ConfigError where the files cannot be read."""
+        try:
+            return cast(bytes | None, self._db.get(key))
+        except Exception as error:
+            raise _explained(self._folder, error) from error
 
     def _writer(self) -> tuple[bytes, str]:
         """What RocksDB calls the store, and the log that is written."""
