@@ -53,7 +53,7 @@ class _HashedFeature(BaseModel):
 class DenseFeature(_Feature):
     """A number; `default` where a state does not have it. `log_zscore` takes sign(x) log(1 + |x|) first; `none` passes x as it is."""
 
-    default: float = Field(0.0, allow_inf_nan=False)
+    default: float = 0.0
     normalisation: Literal["zscore", "log_zscore", "none"] = "zscore"
 
 
