@@ -23,7 +23,7 @@ class Worker:
     """Writes one partition as the stage does: state and offsets in one write."""
 
     def __init__(self, folder: Path) -> None:
-        self.store = PartitionStore(folder)
+        self.store = PartitionStore(folder, is_followed=True)
         self.step = PartitionUserState(SETTINGS, self.store)
 
     def write(self, events: list[Feedback]) -> None:
@@ -101,7 +101,7 @@ def test_rows_that_cannot_be_read_cost_no_request(tmp_path: Path, reader: UserSt
 
 
 def test_many_batches_and_compactions_later_it_still_reads_the_newest(tmp_path: Path) -> None:
-    store = PartitionStore(tmp_path / "0")
+    store = PartitionStore(tmp_path / "0", is_followed=True)
     follower, made = StoreFollower(tmp_path / "0", tmp_path / "own"), 1
     for number in range(40):
         store.write([(b"u%d" % user, b"%d" % number + bytes(20_000)) for user in range(50)], {}, Counter())
