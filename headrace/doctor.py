@@ -86,7 +86,9 @@ def _serving() -> Iterator[Finding]:
     else:
         furthest = max(compared.distances, key=compared.distances.__getitem__)
         version = compared.model_version or "no version yet"
-        detail = f"{compared.states:,} random states, {version}: furthest apart is {furthest}, by {compared.distances[furthest]:.3g}"
+        detail = (
+            f"{compared.states:,} random states, {version}: no tensor is further apart than {compared.distances[furthest]:.3g} ({furthest})"
+        )
         yield Finding(check, compared.holds, detail)
 
 

@@ -88,10 +88,11 @@ def load_actor(folder: Path, policy: PolicySettings, warm_up_requests: int) -> A
     """Load, check and warm up the version in `folder`. Raises ActorError; after it nothing is left to be done lazily."""
     candidate = read_candidate(folder)
     if candidate.spec_hash != policy.spec_hash:
+        told = f" (features: {differences(candidate.features, policy.features)})" if candidate.features else ""
         raise ActorError(
             "wrong_spec",
             f"{candidate.model_version} was made for specification {candidate.spec_hash}, this process has {policy.spec_hash}: "
-            f"give trainer and serving the same [policy] settings (features: {differences(candidate.features, policy.features)})",
+            f"give trainer and serving the same [policy] settings{told}",
         )
     actor = Actor(candidate, _session(folder / "actor.onnx"), policy)
     _check_signature(actor, policy.features)
