@@ -27,8 +27,9 @@ def svg(levels: Sequence[dict[str, Any]], title: str) -> str:
         _, y = at(10**first, tick)
         parts += [line([(LEFT, y), (WIDTH - RIGHT, y)], "#ddd"), text(LEFT - 8, y + 4, str(tick), "end")]
     for name, label, colour in (
-        ("cpu_us_per_event", "all threads", "#1f5fa8"),
-        ("cpu_us_per_event_of_rocksdb_threads", "RocksDB's own threads", "#c8641e"),
+        ("cpu_us_per_event", "joiner and store, all threads", "#1f5fa8"),
+        ("cpu_us_per_event_of_rocksdb_threads", "of it RocksDB's own threads", "#c8641e"),
+        ("dict_cpu_us_per_event", "a bare dict of the same requests", "#4a8a3c"),
     ):
         points = [at(level["open_items"], level[name]) for level in levels]
         parts.append(line(points, colour, 2))

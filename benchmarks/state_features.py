@@ -10,6 +10,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from zlib import crc32
 
@@ -18,8 +19,6 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from schemas.features import DenseFeature, FeatureSpec, IdFeature, SequenceFeature
@@ -166,50 +165,53 @@ def _cpu_s(run: Callable[[], object]) -> float:
     return time.process_time() - begun
 
 
-def main(rows: int = 20_000, rounds: int = 5) -> dict[str, Any]:
-    """Every way in turn, `rounds` times; medians of CPU seconds."""
+def measure(rounds: int, rows: int = 4 * BATCH_ROWS) -> dict[str, Any]:
+    """Batch by batch every way in turn: medians of CPU seconds, and of the ratios within a turn. `faults` are ways to other tensors."""
     torch.set_num_threads(1)
     encoder = Encoder(SPEC, SETTINGS, torch.Generator().manual_seed(1))
     messages = payloads(rows, seed=1)
-    batches = [messages[start : start + BATCH_ROWS] for start in range(0, rows, BATCH_ROWS)]
+    size = min(rows, BATCH_ROWS)
+    batches = [messages[start : start + size] for start in range(0, rows - size + 1, size)]
     zscore = Zscore(DENSE, half_life_rows=None, warm_up_rows=1, clip=5.0, min_variance=1e-6)
     zscore.update(MessageReader(SPEC).read(batches[0]).states.dense)
     ours, loop = Preprocessing(encoder, zscore.constants()), OrjsonLoop(encoder, zscore.constants())
     tuned, plain = TunedOrjsonLoop(encoder, zscore.constants()), PlainEncoder(encoder)
     faults = _faults(ours, [loop, tuned], batches[0], encoder, plain)
-    opened = [ours.open(batch) for batch in batches]
-    tensors = ours.from_columns(opened[0])[0]
-    few = StateTensors(
-        tensors.dense_BN[:ENCODE_ROWS],
-        tensors.plain_BP[:ENCODE_ROWS],
-        tensors.ids_BI[:ENCODE_ROWS],
-        (tensors.sequences_BT[0][:ENCODE_ROWS],),
-    )
-    ways: dict[str, Callable[[], object]] = {
-        "columns": lambda: [ours.from_columns(columns) for columns in opened],
-        "payloads": lambda: [ours.from_payloads(batch) for batch in batches],
-        "orjson_loop": lambda: [loop(batch) for batch in batches],
-        "tuned_orjson_loop": lambda: [tuned(batch) for batch in batches],
-        "encoder": lambda: _forward(encoder, few),
-        "plain_torch": lambda: _forward(plain, few),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds + 1):
-        for name, run in ways.items():
-            seconds[name].append(_cpu_s(run))
-    cpu_s = {name: statistics.median(taken[1:]) for name, taken in seconds.items()}  # the first round warms up
+    seconds: dict[str, list[float]] = {}
+    for turn in range(rounds + 1):
+        for batch in batches:
+            columns = ours.open(batch)
+            few = _first(ours.from_columns(columns)[0], ENCODE_ROWS)
+            ways: dict[str, Callable[[], object]] = {
+                "columns": partial(ours.from_columns, columns),
+                "payloads": partial(ours.from_payloads, batch),
+                "orjson_loop": partial(loop, batch),
+                "tuned_orjson_loop": partial(tuned, batch),
+                "encoder": partial(_forward, encoder, few),
+                "plain_torch": partial(_forward, plain, few),
+            }
+            for name, run in ways.items():
+                taken_s = _cpu_s(run)
+                if turn:  # the first one warms up
+                    seconds.setdefault(name, []).append(taken_s)
     return {
-        "rows": rows,
-        "rounds": rounds,
         "message_bytes": round(statistics.mean(map(len, messages))),
-        "rows_per_s": rows / cpu_s["columns"],
-        "payload_rows_per_s": rows / cpu_s["payloads"],
-        "payload_ratio_to_orjson": cpu_s["orjson_loop"] / cpu_s["payloads"],
-        "payload_ratio_to_tuned_orjson": cpu_s["tuned_orjson_loop"] / cpu_s["payloads"],
-        "encode_ratio_to_torch": cpu_s["encoder"] / cpu_s["plain_torch"],
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "rows_per_s": round(size / statistics.median(seconds["columns"])),
+        "payload_rows_per_s": round(size / statistics.median(seconds["payloads"])),
+        "payload_ratio_to_orjson": _ratio(seconds["orjson_loop"], seconds["payloads"]),
+        "payload_ratio_to_tuned_orjson": _ratio(seconds["tuned_orjson_loop"], seconds["payloads"]),
+        "encode_ratio_to_torch": _ratio(seconds["encoder"], seconds["plain_torch"]),
+        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "faults": faults,
     }
+
+
+def _ratio(ones: list[float], others: list[float]) -> float:
+    return round(statistics.median(one / other for one, other in zip(ones, others, strict=True)), 2)
+
+
+def _first(state: StateTensors, rows: int) -> StateTensors:
+    return StateTensors(state.dense_BN[:rows], state.plain_BP[:rows], state.ids_BI[:rows], (state.sequences_BT[0][:rows],))
 
 
 def _forward(encoder: nn.Module, state: StateTensors) -> None:
@@ -233,14 +235,3 @@ def _faults(ours: Preprocessing, loops: list[OrjsonLoop], batch: list[bytes], en
         if not torch.allclose(encoder(state), plain(state), rtol=0, atol=1e-5):
             faults.append("code of PlainEncoder")
     return faults
-
-
-def show(report: dict[str, Any]) -> None:
-    """The figures for people."""
-    table = Table("", "measured", "wanted", title="features", title_justify="left", box=None)
-    table.add_row("rows/s from columns", f"{report['rows_per_s']:,.0f}", ">= 200,000")
-    table.add_row("rows/s from payloads", f"{report['payload_rows_per_s']:,.0f}", "")
-    table.add_row("  to a loop over records (orjson, NumPy)", f"{report['payload_ratio_to_orjson']:.2f}", ">= 2")
-    table.add_row("  to that loop, batched where it can be", f"{report['payload_ratio_to_tuned_orjson']:.2f}", "")
-    table.add_row("encoder's time to plain torch's", f"{report['encode_ratio_to_torch']:.2f}", "<= 1.1")
-    Console().print(table)

@@ -63,6 +63,7 @@ def examine() -> Iterator[Finding]:
     )
     yield _folder("state folder", settings.state_dir)
     yield from _broker(settings.broker, settings.partitions)
+    yield from _serving()
     yield Finding("java", shutil.which("java") is not None, "for `--broker kafka` with KAFKA_HOME", required=False)
     home = os.environ.get("KAFKA_HOME")
     yield Finding(
@@ -71,6 +72,32 @@ def examine() -> Iterator[Finding]:
         home or "not set; for `--broker kafka`",
         required=False,
     )
+
+
+def _serving() -> Iterator[Finding]:
+    """Whether a running API computes from states what the trainer does."""
+    from headrace.policy_settings import PolicySettings
+    from headrace.settings import ConfigError, load
+    from headrace.train_serve import COMPARED_STATES, asked_over_http, compare
+    from serving.settings import ServingSettings
+
+    settings, policy = load(ServingSettings), load(PolicySettings)
+    host = "127.0.0.1" if settings.host == "0.0.0.0" else settings.host
+    ask = asked_over_http(f"http://{host}:{settings.port}")
+    check = "train and serve"
+    try:
+        compared = compare(policy, ask, COMPARED_STATES, seed=0)
+    except ConnectionError as error:
+        yield Finding(check, False, f"serving is not compared: {error}", required=False)
+    except ConfigError as error:
+        yield Finding(check, False, str(error))
+    else:
+        furthest = max(compared.distances, key=compared.distances.__getitem__)
+        version = compared.model_version or "no version yet"
+        detail = (
+            f"{compared.states:,} random states, {version}: no tensor is further apart than {compared.distances[furthest]:.3g} ({furthest})"
+        )
+        yield Finding(check, compared.holds, detail)
 
 
 def _package(name: str) -> Finding:

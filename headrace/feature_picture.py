@@ -117,7 +117,9 @@ def _curve(feature: dict[str, Any], left: float, top: float) -> list[str]:
     grid: list[str] = []
     for share, label in ((1.0, "100 %"), (1e-2, "1 %"), (1e-4, "0.01 %")):
         _, y = at(1, share)
-        grid += [line([(left + LEFT, y), (left + WIDTH - RIGHT, y)], "#ddd"), text(left + WIDTH - RIGHT, y + 10, label, "end", 8, "#999")]
+        # each where the curve seldom is: it falls from the top left to the right
+        x, anchor = (left + WIDTH - RIGHT, "end") if share == 1.0 else (left + LEFT, "start")
+        grid += [line([(left + LEFT, y), (left + WIDTH - RIGHT, y)], "#ddd"), text(x, y + 10, label, anchor, 8, "#999")]
     below = top + HEIGHT - 14
     return [
         *grid,

@@ -48,10 +48,12 @@ def stop_at_once(error: BaseException) -> NoReturn:
 class Partition:
     """One open partition: its input topics, its durable rows, its step in memory, and how far behind it was at the last batch."""
 
-    def __init__(self, number: int, topics: Collection[str], folder: Path, make_step: MakeStep) -> None:
+    def __init__(
+        self, number: int, topics: Collection[str], folder: Path, make_step: MakeStep, open_store: Callable[[Path], PartitionStore]
+    ) -> None:
         self.number = number
         self.topics = frozenset(topics)
-        self.store = PartitionStore(folder)
+        self.store = open_store(folder)
         self._make_step = make_step
         self.step: PartitionStep = make_step(number, self.store)
         self._pauses = isinstance(self.step, PausingStep)
@@ -123,6 +125,8 @@ class Stage:
         clock_s: Callable[[], float] = time.time,
     ) -> None:
         self.name = name
+        self.open_store: Callable[[Path], PartitionStore] = PartitionStore
+        """Another one where the stores are to be opened in another way; set before there are partitions."""
         self.partitions: dict[int, Partition] = {}
         self._folder = state_dir / name
         self._make_step = make_step
@@ -176,7 +180,7 @@ class Stage:
 
     def _open(self, number: int, committed: Mapping[str, int | None], topic_ids: Mapping[str, str]) -> None:
         if number not in self.partitions:
-            self.partitions[number] = Partition(number, committed, self._folder / str(number), self._make_step)
+            self.partitions[number] = Partition(number, committed, self._folder / str(number), self._make_step, self.open_store)
         partition = self.partitions[number]
         partition.belongs_to(topic_ids)
         if partition.is_behind(committed):

@@ -47,10 +47,14 @@ class PartitionStore:
     are then older than those committed to Kafka, and whoever opens it sees that by comparing them.
     """
 
-    def __init__(self, folder: Path, read_only: bool = False) -> None:
-        """Open or create it; `read_only` looks at it as it is now, beside a worker that writes or without one."""
+    def __init__(self, folder: Path, read_only: bool = False, is_followed: bool = False) -> None:
+        """Open or create it; `read_only` looks at it as it is now, beside a worker that writes or without one.
+
+        `is_followed`: a StoreFollower may read it.
+        """
         self.folder = folder
-        self._db = _open(folder, AccessType.read_only(False) if read_only else AccessType.read_write())
+        self._is_followed = is_followed
+        self._db = _open(folder, AccessType.read_only(False) if read_only else AccessType.read_write(), is_followed)
         stored = self._db.get(_META)
         self.layout: int | None = None
         """None where nothing is stored yet."""
@@ -116,7 +120,7 @@ class PartitionStore:
         shutil.rmtree(aside, ignore_errors=True)
         self.folder.rename(aside)
         shutil.rmtree(aside)
-        self.__init__(self.folder)  # type: ignore[misc]
+        self.__init__(self.folder, is_followed=self._is_followed)  # type: ignore[misc]
 
     def close(self) -> None:
         """Release the folder for another worker."""
@@ -134,7 +138,7 @@ class StoreFollower:
         """`own_folder` is for the logs that RocksDB writes. Raises ConfigError where there is no such store, or not yet."""
         self._folder = folder
         self._writes_to = self._writer()
-        self._db = _open(folder, AccessType.secondary(str(own_folder)))
+        self._db = _open(folder, AccessType.secondary(str(own_folder)), is_followed=True)
 
     def catch_up(self) -> bool:
         """Take in what was written meanwhile. False where another follower must be made. Raises ConfigError where there is no store."""
@@ -147,8 +151,11 @@ class StoreFollower:
         return True
 
     def find(self, key: bytes) -> bytes | None:
-        """The value of a row; None where there is no such row."""
-        return cast(bytes | None, self._db.get(key))
+        """The value of a row; None where there is no such row. Raises ConfigError where the files cannot be read."""
+        try:
+            return cast(bytes | None, self._db.get(key))
+        except Exception as error:
+            raise _explained(self._folder, error) from error
 
     def _writer(self) -> tuple[bytes, str]:
         """What RocksDB calls the store, and the log that is written."""
@@ -160,15 +167,15 @@ class StoreFollower:
         return identity, max(logs, default="")
 
 
-def _open(folder: Path, access: AccessType) -> Rdict:
+def _open(folder: Path, access: AccessType, is_followed: bool) -> Rdict:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return Rdict(str(folder), _options(), access_type=access)
+        return Rdict(str(folder), _options(is_followed), access_type=access)
     except Exception as error:
         raise _explained(folder, error) from error
 
 
-def _options() -> Options:
+def _options(is_followed: bool) -> Options:
     options = Options(raw_mode=True)
     options.create_if_missing(True)
     options.set_write_buffer_size(WRITE_BUFFER_BYTES)
@@ -182,6 +189,8 @@ def _options() -> Options:
     tables.set_block_cache(_BLOCK_CACHE)
     options.set_block_based_table_factory(tables)
     options.set_keep_log_file_num(2)
+    if is_followed:
+        options.set_enable_blob_files(False)  # a secondary instance that reads a value from one ends its process
     return options
 
 

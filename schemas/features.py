@@ -3,7 +3,6 @@
 import math
 import re
 from collections.abc import Iterator
-from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, WithJsonSchema, field_serializer, field_validator, model_validator
@@ -234,29 +233,29 @@ class FeatureSpec(BaseModel):
         for features in (self.dense, self.ids, self.multi_ids, self.sequences, self.binary_sequences, self.vectors):
             yield from features
 
-    @cached_property
+    @property
     def normalised(self) -> tuple[DenseFeature, ...]:
         """The columns `dense`: what the model normalises."""
         return tuple(feature for feature in self.dense if feature.normalisation != "none")
 
-    @cached_property
+    @property
     def passed(self) -> tuple[DenseFeature, ...]:
         """The first columns of `plain`; the vectors follow."""
         return tuple(feature for feature in self.dense if feature.normalisation == "none")
 
-    @cached_property
+    @property
     def tables(self) -> tuple[Table, ...]:
         """One for each column of `ids`."""
         hashed = [Table(feature.name, feature.buckets, feature.dim) for feature in self.ids]
         coded = [Table(feature.name, feature.rows, feature.dim) for feature in self.binary_sequences]
         return (*hashed, *coded, *(Table(feature.name, feature.buckets, feature.dim) for feature in self.crosses))
 
-    @cached_property
+    @property
     def lists(self) -> tuple[ListFeature, ...]:
         """The columns `sequences`."""
         return (*self.multi_ids, *self.sequences)
 
-    @cached_property
+    @property
     def plain_size(self) -> int:
         """Numbers in `plain`."""
         return len(self.passed) + sum(feature.size for feature in self.vectors)

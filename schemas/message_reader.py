@@ -24,8 +24,9 @@ from schemas.raw_columns import ColumnMaker, Floats, OpenColumns, TextLists, Unb
 from schemas.state_columns import StateColumns
 from schemas.state_reader import Codes, StateReader
 
-_DECODED_AT_ONCE = 128
+_DECODED_AT_ONCE = 32
 """Messages whose structs are alive together: some hundred kilobytes, which stay in the processor's cache until they are columns."""
+_BRACKET, _QUOTE = b'["'
 _MAX_ORDERS = 8
 """Orders of fields whose structs are kept: as many producers, more or less."""
 _decode_list = msgspec.json.Decoder(list[str | float]).decode
@@ -67,7 +68,7 @@ class MessageReader:
         keys = self._fields
         self._numbers = _tuple_of([keys[feature.key] for feature in spec.dense])
         self._pack = Packed(f"{len(spec.dense)}d").pack
-        self._ids = [attrgetter(keys[feature.key]) for feature in spec.ids]
+        self._ids = _tuple_of([keys[feature.key] for feature in spec.ids])
         self._lists = [attrgetter(keys[feature.key]) for feature in spec.lists]
         self._code_strings = [attrgetter(keys[feature.key]) for feature in spec.binary_sequences]
         self._vectors = [attrgetter(keys[feature.key]) for feature in spec.vectors]
@@ -81,7 +82,7 @@ class MessageReader:
         """The states as columns, their ids not hashed yet; and an action and a specification hash a message."""
         decode = self._decoder(messages)
         numbers: list[bytes] = []
-        texts: list[list[str]] = [[] for _ in self._ids]
+        texts: list[str] = []
         lists: list[list[bytes]] = [[] for _ in self._lists]
         codes: list[list[int]] = [[] for _ in self._codes]
         vectors: list[list[list[float]]] = [[] for _ in self._vectors]
@@ -93,8 +94,7 @@ class MessageReader:
             actions += [message.action for message in served]
             spec_hashes += [message.spec_hash for message in served]
             numbers += [self._pack(*values) for values in map(self._numbers, states)]
-            for column, text_of in zip(texts, self._ids, strict=True):
-                column.extend(map(text_of, states))
+            texts.extend(chain.from_iterable(map(self._ids, states)))
             for raws, raw_of in zip(lists, self._lists, strict=True):
                 raws.extend(map(bytes, map(raw_of, states)))
             for found, known, code_of in zip(codes, self._codes, self._code_strings, strict=True):
@@ -103,7 +103,8 @@ class MessageReader:
                 found_vectors.extend(map(vector_of, states))
         opened = OpenColumns(
             np.frombuffer(b"".join(numbers), np.float64).reshape(len(messages), len(self.spec.dense)),
-            [pa.array(column, pa.string()) for column in texts],
+            pa.array(texts, pa.string()),
+            len(self.spec.ids),
             [np.array(found, np.int64) for found in codes],
             [text_lists(raws, feature.length) for feature, raws in zip(self.spec.lists, lists, strict=True)],
             [_matrix(feature, found) for feature, found in zip(self.spec.vectors, vectors, strict=True)],
@@ -195,19 +196,28 @@ def _split(lists: Sequence[bytes]) -> TextLists | None:
 
     They are JSON already. So if there are twice as many quotes as pieces, none lies within a piece, and the pieces are the strings.
     """
-    is_empty = np.fromiter((ids == b"[]" for ids in lists), np.bool_, len(lists))
-    if any(b"\\" in ids or not ids.startswith(b'["') or not ids.endswith(b'"]') for ids in lists if ids != b"[]"):
+    held = [ids for ids in lists if ids != b"[]"]
+    if not held:
+        return TextLists(pa.array([], pa.string()), np.zeros(len(lists), np.int64))
+    sizes = np.fromiter(map(len, held), np.int64, len(held))
+    joined = b"".join(held)
+    read = np.frombuffer(joined, np.uint8)
+    ends = np.cumsum(sizes)
+    begins = ends - sizes
+    if sizes.min() < len(b'[""]') or b"\\" in joined:
         return None
-    inner = pa.array([ids[2:-2] for ids in lists], pa.binary(), size=len(lists))
+    if not ((read[begins] == _BRACKET) & (read[begins + 1] == _QUOTE) & (read[ends - 2] == _QUOTE)).all():
+        return None
     try:
-        pieces = pc.split_pattern(inner.cast(pa.string()), '","')  # the cast refuses what is not UTF-8
+        inner = pa.array([b'","'.join([ids[2:-2] for ids in held])], pa.binary()).cast(pa.string())  # refuses what is not UTF-8
     except pa.ArrowInvalid:
         return None
-    values = pieces.flatten()
-    if sum(ids.count(b'"') for ids in lists) != 2 * (len(values) - int(is_empty.sum())):
+    pieces = pc.split_pattern(inner, '","').flatten()
+    if np.count_nonzero(read == _QUOTE) != 2 * len(pieces):
         return None
-    lengths = np.diff(pieces.offsets.to_numpy()).astype(np.int64)
-    if is_empty.any():  # of an empty list the split makes one empty string
-        values = values.filter(pa.array(np.repeat(~is_empty, lengths)))
-        lengths = np.where(is_empty, 0, lengths)
-    return TextLists(values, lengths)
+    # where a list begins among the pieces: pieces lie three bytes apart, and so do the insides of the lists
+    offsets = np.frombuffer(pieces.buffers()[1], np.int32)[pieces.offset : pieces.offset + len(pieces)]
+    firsts = np.searchsorted(offsets - offsets[0] + 3 * np.arange(len(pieces)), begins - np.arange(len(held)))
+    lengths = np.zeros(len(lists), np.int64)
+    lengths[np.fromiter((ids != b"[]" for ids in lists), np.bool_, len(lists))] = np.diff(firsts, append=len(pieces))
+    return TextLists(pieces, lengths)

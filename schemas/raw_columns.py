@@ -62,10 +62,11 @@ class TextLists(NamedTuple):
 
 
 class OpenColumns(NamedTuple):
-    """B states as their messages have them, column by column, feature by feature; ids are strings still."""
+    """B states as their messages have them; ids are strings still. `ids` holds those of the first state, then of the second, and so on."""
 
     dense: Floats
-    ids: list[pa.StringArray]
+    ids: pa.StringArray
+    ids_per_state: int
     codes: list[Ints]
     lists: list[TextLists]
     vectors: list[Floats]
@@ -73,9 +74,9 @@ class OpenColumns(NamedTuple):
     def raw(self) -> RawColumns:
         """With numbers for the ids: every distinct id of a column is hashed once."""
         lists = [IdLists(crcs_of_column(values), lengths) for values, lengths in self.lists]
-        ids = crcs_of_column(pa.concat_arrays(self.ids)) if self.ids else np.empty(0, np.int64)
+        ids = crcs_of_column(self.ids).reshape(len(self.dense), self.ids_per_state)
         codes = np.stack(self.codes, axis=1) if self.codes else np.empty((len(self.dense), 0), np.int64)
-        return RawColumns(self.dense, ids.reshape(len(self.ids), len(self.dense)).T, codes, lists, self.vectors)
+        return RawColumns(self.dense, ids, codes, lists, self.vectors)
 
 
 class ColumnMaker:

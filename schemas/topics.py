@@ -31,7 +31,7 @@ class Topic:
 
 TOPICS: tuple[Topic, ...] = (
     Topic(EXPOSURES, "user_id", "json", "schemas.exposure.Exposure", "serving, your system", "joiner"),
-    Topic(FEEDBACK, "user_id", "json", "schemas.feedback.Feedback", "clients", "joiner"),
+    Topic(FEEDBACK, "user_id", "json", "schemas.feedback.Feedback", "clients", "joiner, user state"),
     Topic(SAMPLES, "user_id", "arrow", "schemas.sample.sample_schema", "joiner", "experience, monitor, sink"),
     Topic(POINTWISE_SAMPLES, "user_id", "arrow", "schemas.pointwise_sample.pointwise_schema", "joiner", "point-wise learners, sink"),
     Topic(TRANSITIONS, "user_id", "arrow", "schemas.transition.transition_schema", "experience", "trainer, monitor"),

@@ -50,10 +50,19 @@ class Actor:
 
     def raw(self, feeds: dict[str, npt.NDArray[Any]]) -> Floats:
         """What the graph answers [B, A], unchecked. Raises ActorFault where it cannot be run on these inputs."""
+        return self._run("action", feeds)
+
+    def _run(self, output: str, feeds: dict[str, npt.NDArray[Any]]) -> Floats:
         try:
-            return np.asarray(self._session.run(("action",), feeds)[0], np.float64)
+            return np.asarray(self._session.run((output,), feeds)[0], np.float64)
         except Exception as error:  # onnxruntime raises a dozen classes of its own, all direct children of Exception
             raise ActorFault(f"{self.model_version}: {_first_line(error)}") from error
+
+    def normalised(self, columns: StateColumns) -> Floats | None:
+        """What the graph makes of the columns `dense` [B, N]; None where there are none, or the graph does not tell. Raises ActorFault."""
+        if "normalised" not in {entry.name for entry in self._session.get_outputs()}:
+            return None
+        return self._run("normalised", columns.inputs())
 
     def act(self, columns: StateColumns) -> Floats:
         """Actions [B, A], inside the bounds. Raises ActorFault where the graph gives NaN or infinity."""
@@ -79,10 +88,11 @@ def load_actor(folder: Path, policy: PolicySettings, warm_up_requests: int) -> A
     """Load, check and warm up the version in `folder`. Raises ActorError; after it nothing is left to be done lazily."""
     candidate = read_candidate(folder)
     if candidate.spec_hash != policy.spec_hash:
+        told = f" (features: {differences(candidate.features, policy.features)})" if candidate.features else ""
         raise ActorError(
             "wrong_spec",
             f"{candidate.model_version} was made for specification {candidate.spec_hash}, this process has {policy.spec_hash}: "
-            f"give trainer and serving the same [policy] settings (features: {differences(candidate.features, policy.features)})",
+            f"give trainer and serving the same [policy] settings{told}",
         )
     actor = Actor(candidate, _session(folder / "actor.onnx"), policy)
     _check_signature(actor, policy.features)

@@ -17,7 +17,7 @@ from schemas.event_format import EventFormat
 from schemas.exposure import BASELINE, ExposedItem, Exposure, FeatureValue
 from schemas.features import WrongStateError
 from schemas.topics import EXPOSURES
-from serving.decision import Decider, Decision
+from serving.decision import ActorFault, Decider, Decision
 from serving.drift import DenseWindow, DriftMetrics
 from serving.events import Kind, check
 from serving.exploration import Exploration
@@ -27,6 +27,8 @@ from serving.messages import (
     ActRequest,
     ActResponse,
     EventsResponse,
+    FeaturesRequest,
+    FeaturesResponse,
     Problem,
     RankedItem,
     RankRequest,
@@ -47,6 +49,7 @@ _DRAIN_FACTOR = 8
 _encode = msgspec.json.Encoder().encode
 _decode_act = msgspec.json.Decoder(ActRequest).decode
 _decode_rank = msgspec.json.Decoder(RankRequest).decode
+_decode_features = msgspec.json.Decoder(FeaturesRequest).decode
 _decode_events = msgspec.json.Decoder(UnopenedEvents).decode
 
 T = TypeVar("T")
@@ -230,6 +233,24 @@ class Api:
             return False
         self._queued.inc()
         return True
+
+    async def features(self, request: Request) -> Response:
+        """What the served version makes of these states, as they are: for a comparison with the trainer's (`headrace doctor`)."""
+        asked = opened(_decode_features, await read_body(request, self._settings.max_body_bytes))
+        actor = self._versions.served.actor
+        try:
+            columns = self._decider.columns(asked.states)
+            normalised = actor.normalised(columns) if actor else None
+        except (WrongStateError, ActorFault) as error:
+            raise RefusedError(422, str(error)) from error
+        return json_response(
+            FeaturesResponse(
+                spec_hash=self._spec_hash,
+                model_version=actor.model_version if actor else "",
+                inputs={name: column.tolist() for name, column in columns.inputs().items()},
+                normalised=[] if normalised is None else normalised.tolist(),
+            )
+        )
 
     async def events(self, request: Request) -> Response:
         """Exposures and feedback for the topics. Each event is checked by itself; a retry of accepted ones does no harm downstream."""

@@ -25,7 +25,7 @@ from serving.user_state.reader import UserStateReader
 
 log = logging.getLogger(__name__)
 
-ROUTES = ("/v1/act", "/v1/rank", "/v1/events", "/healthz", "/readyz", "/metrics", "/openapi.json", "/docs")
+ROUTES = ("/v1/act", "/v1/rank", "/v1/features", "/v1/events", "/healthz", "/readyz", "/metrics", "/openapi.json", "/docs")
 _DESCRIPTION = 'Actions, ranked pages and event intake. Every error has the body {"detail": "…"}.'
 
 
@@ -78,6 +78,7 @@ def create_app(
     app = FastAPI(title="Headrace serving", version=__version__, description=_DESCRIPTION, lifespan=lifespan, redoc_url=None)
     app.post("/v1/act", openapi_extra=openapi.ACT, response_class=Response)(api.act)
     app.post("/v1/rank", openapi_extra=openapi.RANK, response_class=Response)(api.rank)
+    app.post("/v1/features", openapi_extra=openapi.FEATURES, response_class=Response)(api.features)
     app.post("/v1/events", openapi_extra=openapi.EVENTS, response_class=Response, status_code=202)(api.events)
     app.get("/healthz", response_class=Response)(api.health)
     app.get("/readyz", response_class=Response)(api.ready)

@@ -1,6 +1,6 @@
 """What a request gets: its arm, its action, and how likely that action was. No clock, no network, no global random state."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import NamedTuple, Protocol
 
@@ -28,6 +28,8 @@ class Acts(Protocol):
     def model_version(self) -> str: ...
 
     def act(self, columns: StateColumns) -> npt.NDArray[np.float64]: ...
+
+    def normalised(self, columns: StateColumns) -> npt.NDArray[np.float64] | None: ...
 
 
 class Decision(NamedTuple):
@@ -69,13 +71,17 @@ class Decider:
         self._window = window
         self.baseline_action = action.baseline
 
+    def columns(self, states: Sequence[Mapping[str, FeatureValue]]) -> StateColumns:
+        """What the actor is given for these states. Raises WrongStateError."""
+        return self._reader.columns(states)
+
     def decide(self, request_id: str, user_id: str, state: Mapping[str, FeatureValue], actor: Acts | None) -> Decision:
         """The decision for one request; without an actor the policy explores around the baseline action.
 
         The state of baseline traffic is checked too: it teaches V. Raises WrongStateError. Where the actor fails, the request
         is served, and logged, as baseline traffic: nobody must learn an action's value from a page that it did not make.
         """
-        columns = self._reader.columns([state])
+        columns = self.columns([state])
         self._window.add(columns.dense[0])
         if is_baseline(user_id, self._baseline_share, self._split_salt):
             return Decision(BASELINE, "", list(self.baseline_action), 1.0)

@@ -74,6 +74,21 @@ class EventsRequest(Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tru
     feedback: list[Feedback] = []
 
 
+class FeaturesRequest(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Asks what the served version makes of states."""
+
+    states: Annotated[list[dict[str, FeatureValue]], Meta(min_length=1, max_length=10_000)]
+
+
+class FeaturesResponse(Struct, frozen=True, kw_only=True):
+    """The graph's inputs by name (null: missing), and `normalised`, what it makes of the input `dense`: empty before the first version."""
+
+    spec_hash: str
+    model_version: str
+    inputs: dict[str, list[list[float | None]]]
+    normalised: list[list[float]]
+
+
 class UnopenedEvents(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """EventsRequest as it is decoded: every event is checked by itself and travels on as the bytes that came."""
 
@@ -138,6 +153,12 @@ RANK_RESPONSE_EXAMPLE = {
     **ACT_RESPONSE_EXAMPLE,
     "items": [{"item_id": "i-5", "position": 0, "score": 0.0067}, {"item_id": "i-3", "position": 1, "score": 0.0028}],
     "logged": True,
+}
+FEATURES_RESPONSE_EXAMPLE = {
+    "spec_hash": "9bd1c9230512ed4a",
+    "model_version": "fusion-000012",
+    "inputs": {"dense": [[13.0]], "ids": [[771]], "seq_recent_items": [[0, 0, 1522, 3611]]},
+    "normalised": [[0.12]],
 }
 EVENTS_RESPONSE_EXAMPLE = {
     "accepted": {"exposures": 1, "feedback": 0},

@@ -16,6 +16,8 @@ _STRUCTS = (
     messages.ActResponse,
     messages.RankRequest,
     messages.RankResponse,
+    messages.FeaturesRequest,
+    messages.FeaturesResponse,
     messages.EventsRequest,
     messages.EventsResponse,
     messages.Problem,
@@ -47,6 +49,14 @@ def _route(
 
 ACT = _route(messages.ActRequest, messages.ACT_EXAMPLE, messages.ActResponse, messages.ACT_RESPONSE_EXAMPLE, 200, (400, 413, 422))
 RANK = _route(messages.RankRequest, messages.RANK_EXAMPLE, messages.RankResponse, messages.RANK_RESPONSE_EXAMPLE, 200, (400, 413, 422))
+FEATURES = _route(
+    messages.FeaturesRequest,
+    {"states": [messages.ACT_EXAMPLE["state"]]},
+    messages.FeaturesResponse,
+    messages.FEATURES_RESPONSE_EXAMPLE,
+    200,
+    (400, 413, 422),
+)
 EVENTS = _route(
     messages.EventsRequest,
     {"exposures": [msgspec.to_builtins(exposure.EXAMPLE)], "feedback": [msgspec.to_builtins(feedback.EXAMPLE)]},

@@ -330,8 +330,8 @@ class Worker:
         changed = sorted(name for name in now if made.get(name) != now[name])
         if changed:
             was = ", ".join(f"{name} {made.get(name)!r} (now {now[name]!r})" for name in changed)
-            if "spec_hash" in changed:
-                was += f", features: {differences(checkpoint.progress.get('features', {}), self.policy.features)}"
+            if "spec_hash" in changed and "features" in checkpoint.progress:
+                was += f", features: {differences(checkpoint.progress['features'], self.policy.features)}"
             raise CheckpointError(f"checkpoints in {self._folder} were made with {was}; set it back, or move the folder away to start anew")
         self._checkpoint_number = number
         self._progress = msgspec.convert(checkpoint.progress["progress"], _Progress, str_keys=True)

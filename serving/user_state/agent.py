@@ -1,12 +1,14 @@
 """The user state's agent: feedback in, histories on this disk."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import faust
 
 from headrace.app import add_stage, create_app
 from headrace.settings import StreamSettings
 from headrace.step import StoredRows
+from headrace.store import PartitionStore
 from schemas.event_format import EventFormat
 from schemas.topics import FEEDBACK
 from serving.user_state.settings import UserStateSettings
@@ -20,5 +22,6 @@ def create(stream_settings: StreamSettings, settings: UserStateSettings, formats
     def remember(partition: int, stored: StoredRows) -> PartitionUserState:
         return PartitionUserState(settings, stored, formats.get(FEEDBACK))
 
-    add_stage(app, STAGE, stream_settings, remember, [FEEDBACK])
+    stage = add_stage(app, STAGE, stream_settings, remember, [FEEDBACK])
+    stage.open_store = partial(PartitionStore, is_followed=True)
     return app

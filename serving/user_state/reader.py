@@ -10,6 +10,7 @@ from aiokafka.partitioner import murmur2
 
 from headrace.settings import ConfigError
 from headrace.store import StoreFollower
+from schemas.codec import UNREADABLE
 from schemas.exposure import FeatureValue
 from serving.user_state.features import StoredFeatures
 from serving.user_state.history import decode_history
@@ -18,6 +19,7 @@ from serving.user_state.step import user_row
 log = logging.getLogger(__name__)
 
 State = dict[str, FeatureValue]
+NOT_YET = "the user state is not open yet"
 
 
 def partition_of(user_id: str, partitions: int) -> int:
@@ -35,7 +37,7 @@ class UserStateReader:
         self._refresh_s = refresh_ms / 1000
         self._count = count
         self._followers: dict[int, StoreFollower] = {}
-        self._troubles: dict[int, str] = {}
+        self._troubles = dict.fromkeys(range(partitions), NOT_YET)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="user-state", daemon=True)
 
@@ -51,12 +53,17 @@ class UserStateReader:
     def of(self, user_id: str, now_ms: int) -> State:
         """The stored features of a user; none of a user who is not known, or whose partition cannot be read."""
         follower = self._followers.get(partition_of(user_id, self._partitions))
+        try:
+            row = follower.find(user_row(user_id)) if follower else None
+            features = {} if row is None else self._features.of(decode_history(row), now_ms)
+        except (ConfigError, *UNREADABLE) as error:  # files that are gone, rows of another version's layout
+            log.error("the state of user %r cannot be read: %s", user_id, error)
+            follower = None
         if follower is None:
             self._count("unavailable")
             return {}
-        row = follower.find(user_row(user_id))
         self._count("miss" if row is None else "hit")
-        return {} if row is None else self._features.of(decode_history(row), now_ms)
+        return features
 
     def trouble(self) -> str:
         """Why some users' features cannot be read; empty where all can."""
@@ -76,9 +83,9 @@ class UserStateReader:
             if follower is None or not follower.catch_up():
                 self._followers[partition] = StoreFollower(self._folder / str(partition), own_folder)
             if self._troubles.pop(partition, ""):
-                log.info("user state of partition %d: read", partition)
+                log.info("user state of partition %d: opened", partition)
         except ConfigError as error:
             self._followers.pop(partition, None)
-            if partition not in self._troubles:
+            if self._troubles.get(partition) != str(error):
                 log.warning("user state of partition %d cannot be read: %s", partition, error)
             self._troubles[partition] = str(error)

@@ -64,8 +64,9 @@ def test_the_loop_closes_although_workers_are_killed(tmp_path: Path) -> None:
     assert report["loop_closed"], json.dumps(report, indent=1)
     assert report["restarts"] == dict.fromkeys(KILLED, 1)
     stages = report["stages"]
-    assert stages["experience"]["in"] == stages["joiner"]["out"]
-    assert stages["trainer"]["in"] == stages["experience"]["out"] >= 0.97 * stages["users"]["in"]
+    sent = stages["joiner"]["out"]
+    assert sent <= stages["experience"]["in"] <= 1.05 * sent, "what the joiner had sent but not stored when it died comes once more"
+    assert stages["serving"]["in"] >= stages["trainer"]["in"] == stages["experience"]["out"] >= 0.97 * stages["users"]["in"]
     assert stages["controller"]["out"] >= 2
     assert report["reward"]["baseline"]["pages"] > 0 < report["reward"]["policy"]["pages"]
     assert 0 < report["freshness_s"]["p50"] <= report["freshness_s"]["p95"]

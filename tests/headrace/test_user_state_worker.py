@@ -17,7 +17,7 @@ from typing import Any
 import pipeline
 import pytest
 
-from headrace.broker import create_topics, free_port, running
+from headrace.broker import create_topics, free_port
 from headrace.memory_rows import InMemory
 from headrace.runner import Event
 from headrace.settings import StreamSettings
@@ -115,30 +115,30 @@ def assert_comes_to(port: int, expected: dict[str, dict[str, Any]]) -> None:
 
 
 def test_killed_and_robbed_of_its_disk_the_worker_gives_serving_what_an_undisturbed_run_gives(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    any_broker: tuple[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
+    broker, session_s = any_broker
     events = log_of(1200)
     half, whole = undisturbed(events[:700]), undisturbed(events)
     assert half["u-3"] != whole["u-3"]
     assert {*whole["u-3"]} == {"click_1d", "pay_1w", "click_1h", "recent_click", "recent_click_categories", "click_code"}
     state = tmp_path / "state"
-    with running("embedded", tmp_path / "broker") as broker:
-        create_topics(StreamSettings(broker=broker.address))
-        worker = pipeline.Worker("user-state", broker.address, state, "users", tmp_path, 3.0)
-        try:
-            with serving(broker.address, state, tmp_path / "models") as port:
-                pipeline.produce(broker.address, events[:700], seconds=2.0)
-                assert_comes_to(port, half)
-                worker.kill()
-                pipeline.produce(broker.address, events[700:])
-                worker.start()
-                assert_comes_to(port, whole)
-                worker.kill()
-                shutil.rmtree(state / "user-state")
-                assert_comes_to(port, {user: {} for user in whole})
-                worker.start()
-                assert_comes_to(port, whole)
-        finally:
-            worker.stop()
+    create_topics(StreamSettings(broker=broker))
+    worker = pipeline.Worker("user-state", broker, state, "users", tmp_path, session_s)
+    try:
+        with serving(broker, state, tmp_path / "models") as port:
+            pipeline.produce(broker, events[:700], seconds=2.0)
+            assert_comes_to(port, half)
+            worker.kill()
+            pipeline.produce(broker, events[700:])
+            worker.start()
+            assert_comes_to(port, whole)
+            worker.kill()
+            shutil.rmtree(state / "user-state")
+            assert_comes_to(port, {user: {} for user in whole})
+            worker.start()
+            assert_comes_to(port, whole)
+    finally:
+        worker.stop()

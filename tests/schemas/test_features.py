@@ -25,7 +25,7 @@ from schemas.features import (
     WrongStateError,
     differences,
 )
-from schemas.message_reader import READ_ERRORS, MessageReader
+from schemas.message_reader import READ_ERRORS, MessageReader, text_lists
 from schemas.state_columns import StateColumns
 from schemas.state_reader import StateReader
 
@@ -318,3 +318,32 @@ def test_a_column_of_ids_has_the_numbers_of_its_ids_one_by_one() -> None:
     assert id_hash.crcs_of_column(column).tolist() == expected
     assert id_hash.crcs_of_column(pa.array(["", None], pa.string())).tolist() == [-1, -1]
     assert id_hash.crcs_of_column(pa.array([], pa.string())).tolist() == []
+
+
+LISTS = [
+    [b'["a","b"]', b"[]", b'[""]', b'["","c"]', b'["d"]'],
+    [b"[]", b"[]"],
+    [],
+    [b'["a", "b"]', b'[ "c" ]', b"[ ]"],
+    [b'["\\u0061","\\""]', b'["b"]'],
+    [b'["a,","]b["]', b'[","]'],
+    ['["é","中"]'.encode(), b'["a"]'],
+]
+
+
+@pytest.mark.parametrize("lists", LISTS)
+def test_lists_of_ids_are_taken_apart_as_a_json_decoder_does(lists: list[bytes]) -> None:
+    values, lengths = text_lists(lists, 9)
+    opened = [json.loads(ids) for ids in lists]
+    assert values.to_pylist() == [value for ids in opened for value in ids]
+    assert lengths.tolist() == [len(ids) for ids in opened]
+
+
+@pytest.mark.parametrize("wrong", [b"5", b'""', b"{}", b'"a","b"', b'[["a"]]', b'["a",["b"]]', b'["a",{"b":"c"}]', b"null", b'["\xff"]'])
+@pytest.mark.parametrize("others", [[], [b'["a"]'], [b"[]"]])
+def test_what_is_no_list_of_ids_is_refused_among_others(wrong: bytes, others: list[bytes]) -> None:
+    for lists in ([wrong, *others], [*others, wrong]):
+        with pytest.raises(READ_ERRORS):
+            text_lists(lists, 9)
+    with pytest.raises(TypeError):
+        text_lists([b'["a",1.0]', b'["b"]'], 9)

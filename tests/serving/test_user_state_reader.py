@@ -14,7 +14,7 @@ from headrace.store import PartitionStore, StoreFollower
 from schemas.feedback import Feedback
 from schemas.topics import FEEDBACK
 from serving.user_state.reader import UserStateReader, partition_of
-from serving.user_state.step import PartitionUserState
+from serving.user_state.step import PartitionUserState, user_row
 
 PARTITIONS = 2
 
@@ -23,7 +23,7 @@ class Worker:
     """Writes one partition as the stage does: state and offsets in one write."""
 
     def __init__(self, folder: Path) -> None:
-        self.store = PartitionStore(folder)
+        self.store = PartitionStore(folder, is_followed=True)
         self.step = PartitionUserState(SETTINGS, self.store)
 
     def write(self, events: list[Feedback]) -> None:
@@ -56,6 +56,7 @@ def until(holds: Callable[[], bool]) -> None:
 def test_it_reads_what_the_worker_wrote_a_moment_ago(tmp_path: Path, reader: UserStateReader) -> None:
     first, second = user_of(0), user_of(1)
     assert reader.of(first, NOW_MS) == {}
+    assert reader.trouble() != ""
     assert reader.reads == {"unavailable": 1}  # type: ignore[attr-defined]
     until(lambda: "no state in" in reader.trouble())
     workers = [Worker(tmp_path / str(partition)) for partition in range(PARTITIONS)]
@@ -90,8 +91,17 @@ def test_a_store_that_the_worker_made_anew_is_read_as_it_is_now(tmp_path: Path, 
     until(lambda: reader.of(user, NOW_MS).get("recent_click") == ["i-3"])
 
 
+def test_rows_that_cannot_be_read_cost_no_request(tmp_path: Path, reader: UserStateReader) -> None:
+    user = user_of(0)
+    worker, _ = Worker(tmp_path / "0"), Worker(tmp_path / "1")
+    worker.store.write([(user_row(user), b"of another layout")], {}, Counter())
+    until(lambda: not reader.trouble())
+    until(lambda: reader.of(user, NOW_MS) == {} and reader.reads["unavailable"] > 0)  # type: ignore[attr-defined]
+    assert reader.reads["hit"] == 0  # type: ignore[attr-defined]
+
+
 def test_many_batches_and_compactions_later_it_still_reads_the_newest(tmp_path: Path) -> None:
-    store = PartitionStore(tmp_path / "0")
+    store = PartitionStore(tmp_path / "0", is_followed=True)
     follower, made = StoreFollower(tmp_path / "0", tmp_path / "own"), 1
     for number in range(40):
         store.write([(b"u%d" % user, b"%d" % number + bytes(20_000)) for user in range(50)], {}, Counter())

@@ -8,6 +8,7 @@ from serving.user_state.settings import UserStateSettings
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
+TICK_MS = 4 * HOUR_MS
 NOW_MS = 1_700_000_000_000
 SETTINGS = UserStateSettings(kinds=("click", "pay"), max_events=6, recent_items=3)
 
@@ -29,13 +30,14 @@ def records(events: list[Feedback], first_offset: int = 0) -> list[Record]:
 
 
 def log_of(events: int, seed: int, days: float = 20.0, users: int = 5) -> list[Feedback]:
-    """Events in the order in which they came: by time, give or take a minute; one in ten is there twice."""
+    """Events in the order in which they came: by time, give or take a minute; some at the same time, one in ten there twice."""
     rng = random.Random(seed)
     made = []
     for number in range(events):
         ago_ms = int(days * DAY_MS * (1 - number / events)) + rng.randrange(-60_000, 60_000)
         kind = rng.choice(["click", "click", "pay", "dwell"])
-        made.append(click(number, max(0, ago_ms), f"u-{rng.randrange(users)}", kind, category=rng.choice(["", "a", "b"])))
+        ago_ms = max(0, ago_ms - ago_ms % TICK_MS)
+        made.append(click(number, ago_ms, f"u-{rng.randrange(users)}", kind, category=rng.choice(["", "a", "b"])))
         if rng.random() < 0.1:
             made.append(made[-1 - rng.randrange(min(len(made), 5))])
     return made
