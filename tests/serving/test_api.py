@@ -143,7 +143,6 @@ def test_act_gives_the_served_versions_action_with_its_density(start: Any, polic
         "propensity": None,
         "baseline_action": [1.0, 1.0],
         "spec_hash": policy.spec_hash,
-        "bucket": "",
         "stored_state": {},
     }
     assert body["propensity"] == pytest.approx(Exploration(ACTION, 0.2).density(body["action"], [0.5, 1.5]))
