@@ -15,6 +15,7 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -32,13 +33,13 @@ from experience.sessions import PartitionSessions
 from experience.settings import ExperienceSettings
 from headrace.step import Outcome, Record
 from headrace.store import PartitionStore
-from headrace.transitions import build
 from schemas.codec import decode_batch
 from schemas.topics import SAMPLES
 
 SETTINGS = ExperienceSettings(session_gap_ms=60_000)
 NO_POLARS = "polars is not installed: pip install polars"
 ROW_GROUP_ROWS = 200_000
+Build = Callable[[ds.Dataset, ExperienceSettings, Path], object]
 Row = tuple[str, int, float, bool, bool]
 """What is compared of a transition: session, step, reward, done, whether there is a next page."""
 
@@ -164,7 +165,7 @@ def memory(sessions: int) -> dict[str, float]:
     return {"open_sessions": grown, "payload_bytes": round(payload / grown), "bytes_beyond_payload": round((taken - payload) / grown)}
 
 
-def parquet(log: list[Message], folder: Path) -> dict[str, Any]:
+def parquet(log: list[Message], folder: Path, build: Build) -> dict[str, Any]:
     """The same samples from a Parquet file, as the sink writes them, into Parquet transitions."""
     table = pa.Table.from_batches([_plain(decode_batch(message.value, "samples")[0]) for message in log])
     shared = ["exposure", "request_id", "user_id", "policy", "model_version", "closed_by"]
@@ -172,7 +173,7 @@ def parquet(log: list[Message], folder: Path) -> dict[str, Any]:
         writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
     wall_s, cpu_s = time.perf_counter(), time.process_time()
     samples = ds.dataset([str(folder / "samples.parquet")], format="parquet")
-    build(samples, SETTINGS, folder / "transitions", Console(quiet=True))
+    build(samples, SETTINGS, folder / "transitions")
     wall_s, cpu_s = time.perf_counter() - wall_s, time.process_time() - cpu_s
     built = _rows(ds.dataset(folder / "transitions", format="parquet").to_table().to_batches())
     return {"wall_s": wall_s, "cpu_s": cpu_s, "rows": built}
@@ -185,8 +186,8 @@ def _resident_mb() -> float:
         return 0.0
 
 
-def main(samples: int, rounds: int, sessions: int) -> dict[str, Any]:
-    """Medians over rounds in turns. Raises ValueError where polars is missing."""
+def main(samples: int, rounds: int, sessions: int, build: Build) -> dict[str, Any]:
+    """Medians over rounds in turns. `build` makes Parquet transitions of a data set, in a new folder. Raises ValueError without polars."""
     if find_spec("polars") is None:
         raise ValueError(NO_POLARS)
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:  # what the other parts leave in the allocator would hide it
@@ -202,7 +203,7 @@ def main(samples: int, rounds: int, sessions: int) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             ours, theirs = run_headrace(log, folder / "state"), run_polars(log)
-            built = parquet(log, folder)
+            built = parquet(log, folder, build)
         wrong += mismatches(ours.rows, theirs.rows) + mismatches(built.pop("rows"), theirs.rows)
         files.append(built)
         for name, run in (("headrace", ours), ("polars", theirs)):

@@ -389,10 +389,13 @@ def bench_experience(
     json_file: JsonFile = None,
 ) -> None:
     """The experience collector with durable state, beside a polars group-by of the same log. Exits with 1 where they differ."""
+    from rich.console import Console
+
     from benchmarks.experience import main, show
+    from headrace.transitions import build
 
     try:
-        report = main(samples, rounds, sessions)
+        report = main(samples, rounds, sessions, lambda data, settings, out: build(data, settings, out, Console(quiet=True)))
     except ValueError as error:
         raise ConfigError(str(error)) from error
     show(report)

@@ -1,20 +1,30 @@
 """The benchmark of the experience collector runs, its parts agree, and a wrong transition is found."""
 
+import io
 from importlib.util import find_spec
 from pathlib import Path
 
+import pyarrow.dataset as ds
 import pytest
+from rich.console import Console
 
 from benchmarks import experience
 from benchmarks.experience_log import messages
+from experience.settings import ExperienceSettings
+from headrace.transitions import build
 from schemas.codec import decode_batch
+
+
+def quiet_build(samples: ds.Dataset, settings: ExperienceSettings, out: Path) -> None:
+    build(samples, settings, out, Console(file=io.StringIO()))
+
 
 needs_polars = pytest.mark.skipif(find_spec("polars") is None, reason=experience.NO_POLARS)
 
 
 @needs_polars
 def test_all_three_give_the_same_transitions() -> None:
-    report = experience.main(samples=12_000, rounds=1, sessions=2_000)
+    report = experience.main(samples=12_000, rounds=1, sessions=2_000, build=quiet_build)
     assert report["mismatches"] == 0
     assert report["samples"] == 12_000
     assert report["open_sessions"] == 1_600  # the last four of five messages
