@@ -404,6 +404,22 @@ def bench_experience(
         raise typer.Exit(1)
 
 
+@bench_app.command(name="experience-latency")
+def bench_experience_latency(
+    users: Annotated[int, typer.Option(min=10, help="with one session each")] = 1_000,
+    minutes: Annotated[int, typer.Option(min=1, help="in which the sessions begin")] = 30,
+    json_file: JsonFile = None,
+) -> None:
+    """How long after its page a transition leaves, `complete` and `early`. Exits with 1 where the two do not end up alike."""
+    from benchmarks.experience_latency import main, show
+
+    report = main(users, minutes)
+    show(report)
+    write_json(json_file, report)
+    if report["mismatches"]:
+        raise typer.Exit(1)
+
+
 @bench_app.command(name="join")
 def bench_join(
     events: Annotated[int, typer.Option(min=1000, help="exposures")] = 300_000,
