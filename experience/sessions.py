@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from experience.collector import Collector
 from experience.pages import Pages, read_pages, take
-from experience.preview import Previews
+from experience.preview import ROW_KINDS, Previews
 from experience.reward import Bools
 from experience.seen import SeenPages
 from experience.settings import ExperienceSettings
@@ -67,6 +67,9 @@ class PartitionSessions:
         self._watermark_ms = self._clock.promised_ms
         self._previews = Previews(settings, stored, self._clock.promised_ms) if settings.labels == "early" else None
         self._last_preview_ms: int | None = None
+        early_rows = [] if self._previews else [key for letter in ROW_KINDS for key, _ in stored.rows(letter)]
+        self._left_over: list[tuple[bytes, bytes | None]] = [(key, None) for key in early_rows]
+        """Rows of an earlier life in the other mode."""
         # Not stored: after a time switched off, the backlog must not look like an idle topic.
         self._last_arrival_ms: int | None = None
 
@@ -82,6 +85,8 @@ class PartitionSessions:
         delivered: dict[str, None] = {}  # in order: a step that was rebuilt gives the same bytes
         newest_ms = max([self._admit(record, now_ms, delivered, outcome) for record in records])
         self._last_arrival_ms = now_ms
+        outcome.changes += self._left_over
+        self._left_over = []
         outcome.changes += self._seen.remember(records[0].offset, newest_ms, list(delivered))
         outcome.changes += self._seen.forget(self._clock.promised_ms)
         self._release(self._clock.promised_ms, outcome)

@@ -185,6 +185,7 @@ class Api:
             state=asked.state,
             action=decision.action,
             propensity=decision.propensity,
+            bucket=decision.bucket,
             items=[
                 ExposedItem(candidate.item_id, position, candidate.scores, candidate.features) for position, candidate in enumerate(shown)
             ],

@@ -11,7 +11,7 @@ from schemas.action import ActionSpec
 from schemas.exposure import BASELINE, FeatureValue
 from schemas.features import FeatureSpec, StateColumns
 from serving.exploration import Exploration
-from serving.split import is_baseline
+from serving.split import bucket, is_baseline
 
 
 class ActorFault(RuntimeError):
@@ -28,13 +28,17 @@ class Acts(Protocol):
 
 
 class Decision(NamedTuple):
-    """The arm and the action of one request. `fault` says why the actor was passed over, where it was."""
+    """The arm and the action of one request.
+
+    `fault` says why the actor was passed over, where it was; `bucket` is the user's hundredth of the traffic split.
+    """
 
     policy: str
     model_version: str
     action: list[float]
     propensity: float
     fault: str = ""
+    bucket: str = ""
 
 
 def noise_of(seed: int, request_id: str) -> np.random.Generator:
@@ -71,13 +75,14 @@ class Decider:
         is served, and logged, as baseline traffic: nobody must learn an action's value from a page that it did not make.
         """
         columns = self._features.columns([state])
+        place = bucket(user_id, self._split_salt)
         if is_baseline(user_id, self._baseline_share, self._split_salt):
-            return Decision(BASELINE, "", list(self.baseline_action), 1.0)
+            return Decision(BASELINE, "", list(self.baseline_action), 1.0, bucket=place)
         model_version, mean = "", self.baseline_action
         if actor is not None:
             try:
                 model_version, mean = actor.model_version, actor.act(columns)[0].tolist()
             except ActorFault as fault:
-                return Decision(BASELINE, "", list(self.baseline_action), 1.0, str(fault))
+                return Decision(BASELINE, "", list(self.baseline_action), 1.0, str(fault), place)
         action, propensity = self._exploration.sample(mean, noise_of(self._seed, request_id))
-        return Decision(self._policy, model_version, action, propensity)
+        return Decision(self._policy, model_version, action, propensity, bucket=place)

@@ -99,6 +99,19 @@ def test_early_offsets_are_committed_up_to_the_oldest_page_that_waits() -> None:
     assert outcome.needed_from == {POINTWISE: 8}
 
 
+def test_the_complete_mode_drops_what_the_early_one_has_stored() -> None:
+    life = Life(EARLY)
+    early(life, 0, Shown("a", "u", 1000), Shown("b", "u", 2000))
+    assert {key[0] for key in life.stored} == set(b"PQSVW")
+    life.settings = SETTINGS
+    life.rebuild()
+    life.deliver(record(0, message([Shown("a", "u", 1000)], 1000)))
+    assert {key[0] for key in life.stored} == set(b"psw")
+    life.settings = EARLY
+    life.rebuild()
+    assert early(life, 1, Shown("c", "u", 3000)) == []
+
+
 @random_logs
 @given(st.data())
 def test_with_amendments_folded_in_the_transitions_are_those_of_the_reference(data: Any) -> None:
