@@ -2,12 +2,11 @@
 
 import faust
 
-from experience.sessions import PartitionSessions
+from experience.sessions import PartitionSessions, topics_of
 from experience.settings import ExperienceSettings
 from headrace.app import add_stage, create_app
 from headrace.settings import StreamSettings
 from headrace.step import StoredRows
-from schemas.topics import SAMPLES
 
 
 def create(stream_settings: StreamSettings, settings: ExperienceSettings, web_port: int) -> faust.App:
@@ -17,5 +16,5 @@ def create(stream_settings: StreamSettings, settings: ExperienceSettings, web_po
     def sessions(partition: int, stored: StoredRows) -> PartitionSessions:
         return PartitionSessions(settings, partition, stored)
 
-    add_stage(app, "experience", stream_settings, sessions, [SAMPLES])
+    add_stage(app, "experience", stream_settings, sessions, topics_of(settings))
     return app

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from experience.episodes import Leaving, Links, in_order, leaving, link, steps_of
 from experience.open_pages import NEVER, PROGRESS, OpenPages
-from experience.page_log import Change, PageLog
+from experience.page_log import LETTERS, Change, PageLog
 from experience.pages import Columns, concatenated, objects, take
 from experience.reward import Bools, Ints
 from experience.settings import ExperienceSettings
@@ -28,10 +28,17 @@ class Released(NamedTuple):
 class Collector:
     """`add` pages, then `release` what the watermark settles; once each a call of the step, which stores the changes."""
 
-    def __init__(self, settings: ExperienceSettings, stored: StoredRows | None = None, next_entry: int = 0, watermark_ms: int = 0) -> None:
+    def __init__(
+        self,
+        settings: ExperienceSettings,
+        stored: StoredRows | None = None,
+        next_entry: int = 0,
+        watermark_ms: int = 0,
+        letters: tuple[bytes, bytes] = LETTERS,
+    ) -> None:
         self._settings = settings
         self._table = OpenPages()
-        self._log = PageLog(next_entry) if stored is not None else None
+        self._log = PageLog(next_entry, letters) if stored is not None else None
         self._touched: set[str] = set()
         self._new: list[Columns] = []
         self._strays: list[Columns] = []

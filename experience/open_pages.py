@@ -23,7 +23,7 @@ PROGRESS: dict[str, type] = {
     "serial": np.int64,  # names the page in the log (page_log.py)
 }
 """What becomes of a page; `session_id`, an object, goes with it."""
-_GROWTH = 1.2
+_GROWTH = 1.1
 _FIRST_SLOTS = 1024
 
 

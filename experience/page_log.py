@@ -24,6 +24,7 @@ from experience.reward import Ints
 from headrace.step import StoredRows
 
 PAGES, PROGRESSED = b"p", b"q"
+LETTERS = (PAGES, PROGRESSED)
 ENTRY_BITS = 24
 """A page's serial is its entry's number and its place there."""
 SLACK_PAGES = 10_000
@@ -56,7 +57,8 @@ _decode = msgspec.msgpack.Decoder(Progressed).decode
 class PageLog:
     """Writes entries, and knows how many pages of each are open."""
 
-    def __init__(self, next_entry: int = 0) -> None:
+    def __init__(self, next_entry: int = 0, letters: tuple[bytes, bytes] = LETTERS) -> None:
+        self._pages_key, self._progressed_key = letters
         self.next_entry = next_entry
         self._entries: deque[_Entry] = deque()
         self._open: dict[int, int] = {}
@@ -91,12 +93,12 @@ class PageLog:
             stays[gone[is_own] - (number << ENTRY_BITS)] = False
             gone, count = gone[~is_own], int(stays.sum())
             if count:
-                changes.append((_key(PAGES, number), _packed(pages if count == len(stays) else take(pages, stays))))
+                changes.append((_key(self._pages_key, number), _packed(pages if count == len(stays) else take(pages, stays))))
         has_progress = bool(len(gone) + len(changed["serial"]))
         if has_progress:
             columns = {name: changed[name].astype(dtype).tobytes() for name, dtype in PROGRESS.items()}
             progressed = Progressed(gone.astype(np.int64).tobytes(), columns, changed["session_id"].tolist())
-            changes.append((_key(PROGRESSED, number), _encode(progressed)))
+            changes.append((_key(self._progressed_key, number), _encode(progressed)))
         if not changes and not len(moved):
             return []
         self._hold(_Entry(number, count, has_progress))
@@ -122,15 +124,15 @@ class PageLog:
             del self._open[entry.number]
             self._logged -= entry.pages
             if entry.pages:
-                changes.append((_key(PAGES, entry.number), None))
+                changes.append((_key(self._pages_key, entry.number), None))
             if entry.has_progress:
-                changes.append((_key(PROGRESSED, entry.number), None))
+                changes.append((_key(self._progressed_key, entry.number), None))
         return changes
 
     def recover(self, stored: StoredRows) -> Columns | None:
         """The open pages with what became of them, and the log as it was; None where nothing is open."""
-        progress = {int.from_bytes(key[1:], "big"): _decode(row) for key, row in stored.rows(PROGRESSED)}
-        parts = {int.from_bytes(key[1:], "big"): _unpacked(row) for key, row in stored.rows(PAGES)}
+        progress = {int.from_bytes(key[1:], "big"): _decode(row) for key, row in stored.rows(self._progressed_key)}
+        parts = {int.from_bytes(key[1:], "big"): _unpacked(row) for key, row in stored.rows(self._pages_key)}
         next_entry = self.next_entry
         for number in sorted({*progress, *parts}):
             self._hold(_Entry(number, len(parts[number]["ts_ms"]) if number in parts else 0, number in progress))

@@ -93,7 +93,7 @@ def page_columns(
     for rule, of_rule_P in by_rule(policies_P, settings.reward):
         earned_PK[of_rule_P] = earned_parts(labels_KR, kinds, rule, starts_P)[of_rule_P]
         converted_P[of_rule_P] = conversions(labels_KR, kinds, rule, starts_P)[of_rule_P]
-    exposures = _exposures(batch.column("exposure"), first)
+    exposures = _taken(batch.column("exposure"), first)
     arms, unusable = _arms(exposures)
     for page in np.flatnonzero(
         ~(np.abs(earned_PK).sum(axis=1, dtype=np.float64) <= MAX_REWARD)
@@ -110,11 +110,11 @@ def page_columns(
         "source_partition": batch.column("source_partition").to_numpy()[starts_P],
         "source_offset": batch.column("source_offset").to_numpy()[starts_P],
         "offset": np.full(len(starts_P), offset),
-        "request_id": objects(batch.column("request_id").take(first).to_pylist()),
-        "user_id": objects(batch.column("user_id").take(first).to_pylist()),
+        "request_id": objects(_taken(batch.column("request_id"), first)),
+        "user_id": objects(_taken(batch.column("user_id"), first)),
         "policy": policies_P,
         "model_version": shared_texts(batch.column("model_version").take(first)),
-        "bucket": objects([arm.bucket for arm in arms]),
+        "bucket": shared_texts(pa.array([arm.bucket for arm in arms], pa.string())),
         "kinds": np.full(len(starts_P), ",".join(kinds), np.object_),
         "exposure": objects(exposures),
         "earned": earned_PK,
@@ -122,14 +122,14 @@ def page_columns(
     return columns, unusable
 
 
-def _exposures(column: pa.Array, first: pa.Array) -> list[bytes]:
-    """The pages' messages; in a topic's batch they are a dictionary, in a Parquet file they need not be."""
+def _taken(column: pa.Array, first: pa.Array) -> list[Any]:
+    """The pages' values; a column with a dictionary is not written out first."""
     if isinstance(column, pa.DictionaryArray):
         column = column.dictionary.take(column.indices.take(first))
     else:
         column = column.take(first)
-    messages: list[bytes] = column.to_pylist()
-    return messages
+    values: list[Any] = column.to_pylist()
+    return values
 
 
 def _arms(exposures: Sequence[bytes]) -> tuple[list[ServedArm], dict[int, str]]:

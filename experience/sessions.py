@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from experience.collector import Collector
 from experience.pages import Pages, read_pages, take
+from experience.preview import ROW_KINDS, Previews
 from experience.reward import Bools
 from experience.seen import SeenPages
 from experience.settings import ExperienceSettings
@@ -23,7 +24,7 @@ from headrace.step import Count, Outcome, Output, Record, StoredRows
 from schemas.codec import WrongBatchError, encode_batch
 from schemas.dead_letter import DeadLetter
 from schemas.dead_letter import Reason as RejectReason
-from schemas.topics import SAMPLES, TRANSITIONS
+from schemas.topics import POINTWISE_SAMPLES, SAMPLES, TRANSITIONS
 
 LAYOUT = 2
 """To be raised whenever rows are no longer read as they were written before. 1: a row a session, with its pages."""
@@ -48,6 +49,11 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode_clock = msgspec.msgpack.Decoder(Clock).decode
 
 
+def topics_of(settings: ExperienceSettings) -> tuple[str, ...]:
+    """What the step reads."""
+    return (SAMPLES, POINTWISE_SAMPLES) if settings.labels == "early" else (SAMPLES,)
+
+
 class PartitionSessions:
     """The step. State rows: `p` and `q`, the open pages (page_log.py); `s<offset>` seen ids (seen.py); `w` the clock."""
 
@@ -59,18 +65,28 @@ class PartitionSessions:
         self._collector = Collector(settings, stored, self._clock.next_entry, self._clock.watermark_ms)
         self._seen = SeenPages(settings.dedup_horizon_ms, stored, self._clock.promised_ms)
         self._watermark_ms = self._clock.promised_ms
+        self._previews = Previews(settings, stored, self._clock.promised_ms) if settings.labels == "early" else None
+        self._last_preview_ms: int | None = None
+        early_rows = [] if self._previews else [key for letter in ROW_KINDS for key, _ in stored.rows(letter)]
+        self._left_over: list[tuple[bytes, bytes | None]] = [(key, None) for key in early_rows]
+        """Rows of an earlier life in the other mode."""
         # Not stored: after a time switched off, the backlog must not look like an idle topic.
         self._last_arrival_ms: int | None = None
 
     def apply(self, topic: str, records: Sequence[Record], now_ms: int) -> Outcome:
-        if topic != SAMPLES:
-            raise ValueError(f"the experience collector reads {SAMPLES}, not {topic}")
+        if topic not in topics_of(self._settings):
+            raise ValueError(f"the experience collector reads {', '.join(topics_of(self._settings))}, not {topic}")
         outcome = Outcome()
         if not records:
+            return outcome
+        if topic == POINTWISE_SAMPLES and self._previews:
+            self._preview(self._previews, records, now_ms, outcome)
             return outcome
         delivered: dict[str, None] = {}  # in order: a step that was rebuilt gives the same bytes
         newest_ms = max([self._admit(record, now_ms, delivered, outcome) for record in records])
         self._last_arrival_ms = now_ms
+        outcome.changes += self._left_over
+        self._left_over = []
         outcome.changes += self._seen.remember(records[0].offset, newest_ms, list(delivered))
         outcome.changes += self._seen.forget(self._clock.promised_ms)
         self._release(self._clock.promised_ms, outcome)
@@ -81,6 +97,7 @@ class PartitionSessions:
         outcome = Outcome()
         if self._last_arrival_ms is None or SAMPLES in unread:
             self._last_arrival_ms = now_ms
+        self._tick_previews(now_ms, unread, outcome)
         silent_ms = now_ms - self._last_arrival_ms
         if self._clock.next_offset and silent_ms >= self._settings.idle_s * 1000:
             self._release(max(self._clock.promised_ms, self._clock.newest_ms) + silent_ms, outcome)
@@ -90,7 +107,39 @@ class PartitionSessions:
 
     def gauges(self) -> Mapping[str, float]:
         collector = self._collector
-        return {"watermark_ms": self._watermark_ms, "open_sessions": collector.open_sessions, "open_pages": collector.open_pages}
+        gauges = {"watermark_ms": self._watermark_ms, "open_sessions": collector.open_sessions, "open_pages": collector.open_pages}
+        return gauges if self._previews is None else {**gauges, "open_early_pages": self._previews.open_pages}
+
+    def _preview(self, previews: Previews, records: Sequence[Record], now_ms: int, outcome: Outcome) -> None:
+        """Let early transitions go."""
+        self._last_preview_ms = now_ms
+        refused, outcome.changes = previews.apply(records, outcome.counts)
+        for record in refused:
+            outcome.counts[Count("in", POINTWISE_SAMPLES)] += 1
+            self._refuse(outcome, record, now_ms, "malformed", "not a record batch of point-wise samples", 1, POINTWISE_SAMPLES)
+        self._send_early(previews, 0, outcome)
+        outcome.changes.append(previews.stored_clock())
+        outcome.needed_from[POINTWISE_SAMPLES] = previews.needed_from()
+
+    def _tick_previews(self, now_ms: int, unread: Collection[str], outcome: Outcome) -> None:
+        """Where early rows are silent, sessions end by their gap."""
+        previews = self._previews
+        if previews is None:
+            return
+        if self._last_preview_ms is None or POINTWISE_SAMPLES in unread:
+            self._last_preview_ms = now_ms
+        silent_ms = now_ms - self._last_preview_ms
+        if previews.newest_ms and silent_ms >= self._settings.idle_s * 1000:
+            self._send_early(previews, silent_ms, outcome)
+            if outcome.changes:
+                outcome.needed_from[POINTWISE_SAMPLES] = previews.needed_from()
+
+    def _send_early(self, previews: Previews, silent_ms: int, outcome: Outcome) -> None:
+        batches, changes = previews.release(silent_ms)
+        outcome.changes += changes
+        if rows := sum(map(len, batches)):
+            outcome.counts[Count("out", TRANSITIONS)] += rows
+            outcome.outputs += self._outputs(batches)
 
     def _admit(self, record: Record, now_ms: int, delivered: dict[str, None], outcome: Outcome) -> int:
         """Take in the new pages of a message, note them in `delivered`, and give the newest one's time."""
@@ -142,9 +191,13 @@ class PartitionSessions:
         released = collector.release(watermark_ms)
         outcome.changes += released.changes
         clock.next_entry, clock.watermark_ms = collector.next_entry, max(clock.watermark_ms, watermark_ms)
-        if rows := sum(len(batch) for batch in released.batches):
+        batches = released.batches
+        if self._previews is not None:
+            batches = self._previews.amendments(batches)
+            outcome.changes += self._previews.forget(clock.promised_ms)
+        if rows := sum(map(len, batches)):
             outcome.counts[Count("out", TRANSITIONS)] += rows
-            outcome.outputs = self._outputs(released.batches)
+            outcome.outputs += self._outputs(batches)
         # Of what was seen, too: a page that the joiner sends again would be taken for a new one, in the middle of somebody's session.
         needed = [clock.next_offset, collector.needs_from()]
         if self._seen.first_offset is not None:
@@ -152,22 +205,26 @@ class PartitionSessions:
         outcome.needed_from[SAMPLES] = min(needed)
 
     def _outputs(self, batches: Sequence[pa.RecordBatch]) -> list[Output]:
-        """One message a batch. Each promises only what the ones after it keep too."""
+        """One message a batch. Each promises only what the ones after it keep too: final transitions are the last to leave."""
         promise_ms = min(self._collector.oldest_ms(), self._watermark_ms)
+        if self._previews is not None:
+            promise_ms = min(promise_ms, self._previews.oldest_ms())
         outputs = []
         for batch in reversed(batches):
             outputs.append(Output(TRANSITIONS, encode_batch(batch, promise_ms)))
             promise_ms = min(promise_ms, pc.min(batch.column("ts_ms")).as_py())
         return outputs[::-1]
 
-    def _refuse(self, outcome: Outcome, record: Record, now_ms: int, reason: RejectReason, detail: str, rows: int) -> None:
+    def _refuse(
+        self, outcome: Outcome, record: Record, now_ms: int, reason: RejectReason, detail: str, rows: int, topic: str = SAMPLES
+    ) -> None:
         outcome.counts[Count("rejected", reason)] += rows
         outcome.dead_letters.append(
             DeadLetter(
                 stage="experience",
                 reason=reason,
                 detail=detail,
-                source_topic=SAMPLES,
+                source_topic=topic,
                 source_partition=self._partition,
                 source_offset=record.offset,
                 size_bytes=len(record.value),

@@ -73,6 +73,11 @@ class ExperienceSettings(Section):
         min_length=1,
         description="what leaves for each page: `td1`, one step; `td<n>`, n steps; `mc`, all of its session's rest. Several may",
     )
+    labels: Literal["complete", "early"] = Field(
+        "complete",
+        description="`complete`: a transition waits until its page's labels are final; `early`: it leaves when the next page is shown, and "
+        "again, amended, when final labels make it another one. Needs joiner.emission_mode = fast and negative_keep_rate = 1",
+    )
     discount: float = Field(0.9, ge=0.0, lt=1.0, description="gamma: what the next page's reward counts in the return of `td<n>` and `mc`")
     reward: RewardSettings = Field(RewardSettings(), description="what a page is worth (docs/experience.md)")
     idle_s: float = Field(30.0, gt=0.0, description="after so long without samples, event time moves on with wall time")

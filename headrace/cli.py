@@ -160,6 +160,24 @@ def replay(
 
 
 @app.command()
+def transitions(
+    uri: Annotated[str, typer.Argument(help="the samples that the sink wrote: a folder, s3://, webhdfs:// (as sink.uri)")],
+    out: Annotated[Path, typer.Option(help="folder for the transitions, as Parquet files")],
+    json_file: JsonFile = None,
+) -> None:
+    """Build transitions from the Parquet samples of months, by the live collector's code: for pre-training and back-tests."""
+    from rich.console import Console
+
+    from experience.settings import ExperienceSettings
+    from headrace.transitions import transitions_command
+    from joiner.sink.settings import SinkSettings
+
+    counts = transitions_command(uri, out, load(ExperienceSettings), load(SinkSettings).storage, Console(stderr=True))
+    typer.echo(", ".join(f"{name} {count:,}" for name, count in sorted(counts.items())))
+    write_json(json_file, counts)
+
+
+@app.command()
 def tap(
     topic: Annotated[str, typer.Argument(help="exposures, feedback, samples, transitions, policies, alerts or dead-letters")],
     follow: Annotated[bool, typer.Option("--follow/--from-start", help="only what comes from now on, or everything that is there")] = False,
@@ -364,6 +382,45 @@ def bench_open_items(
     write_json(json_file, report)
     if plot is not None:
         plot.write_text(svg(report["levels"], "the joiner's step and store: CPU us an event, as many items close as open"))
+
+
+@bench_app.command(name="experience")
+def bench_experience(
+    samples: Annotated[int, typer.Option(min=10_000, help="in pages of ten items")] = 1_000_000,
+    rounds: Annotated[int, typer.Option(min=1, help="alternating rounds; medians are reported")] = 3,
+    sessions: Annotated[int, typer.Option(min=10_000, help="open sessions of which memory is measured")] = 200_000,
+    json_file: JsonFile = None,
+) -> None:
+    """The experience collector with durable state, beside a polars group-by of the same log. Exits with 1 where they differ."""
+    from rich.console import Console
+
+    from benchmarks.experience import main, show
+    from headrace.transitions import build
+
+    try:
+        report = main(samples, rounds, sessions, lambda data, settings, out: build(data, settings, out, Console(quiet=True)))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    show(report)
+    write_json(json_file, report)
+    if report["mismatches"]:
+        raise typer.Exit(1)
+
+
+@bench_app.command(name="experience-latency")
+def bench_experience_latency(
+    users: Annotated[int, typer.Option(min=10, help="with one session each")] = 1_000,
+    minutes: Annotated[int, typer.Option(min=1, help="in which the sessions begin")] = 30,
+    json_file: JsonFile = None,
+) -> None:
+    """How long after its page a transition leaves, `complete` and `early`. Exits with 1 where the two do not end up alike."""
+    from benchmarks.experience_latency import main, show
+
+    report = main(users, minutes)
+    show(report)
+    write_json(json_file, report)
+    if report["mismatches"]:
+        raise typer.Exit(1)
 
 
 @bench_app.command(name="join")

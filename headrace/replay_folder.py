@@ -25,10 +25,14 @@ PART_ROWS = 1_000_000
 
 
 class BatchParts:
-    """Record batches of one schema as `folder/part-00000.parquet` and so on; batches are gathered into row groups."""
+    """Record batches of one schema as `folder/part-00000.parquet` and so on; batches are gathered into row groups.
 
-    def __init__(self, folder: Path) -> None:
+    `repeating` are the columns whose values come again and again: only these get a dictionary. All, where it is None.
+    """
+
+    def __init__(self, folder: Path, compression: str = "zstd", repeating: Sequence[str] | None = None) -> None:
         self._folder = folder
+        self._options = {"compression": compression, "use_dictionary": True if repeating is None else list(repeating)}
         self._folder.mkdir()
         self._waiting: list[pa.RecordBatch] = []
         self._waiting_rows = 0
@@ -54,7 +58,7 @@ class BatchParts:
             return
         table = pa.Table.from_batches(self._waiting)
         if self._writer is None:
-            self._writer = pq.ParquetWriter(self._folder / f"part-{self._parts:05d}.parquet", table.schema, compression="zstd")
+            self._writer = pq.ParquetWriter(self._folder / f"part-{self._parts:05d}.parquet", table.schema, **self._options)
         self._writer.write_table(table, row_group_size=len(table))
         self._part_rows += len(table)
         self._waiting, self._waiting_rows = [], 0

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from experience import page_log, seen, sessions
+from experience import page_log, preview, seen, sessions
 from headrace import broker as brokers
 from headrace.settings import ConfigError, StreamSettings, load
 from headrace.store import FIRST_LAYOUT, PartitionStore
@@ -27,7 +27,13 @@ LAYOUTS: Mapping[Service, int] = {
 }
 ROW_KINDS: Mapping[Service, Mapping[bytes, str]] = {
     "joiner": rows.ROW_KINDS,
-    "experience": {seen.PREFIX: "seen_pages", page_log.PAGES: "open_pages", page_log.PROGRESSED: "progress", sessions.CLOCK: "clock"},
+    "experience": {
+        seen.PREFIX: "seen_pages",
+        page_log.PAGES: "open_pages",
+        page_log.PROGRESSED: "progress",
+        sessions.CLOCK: "clock",
+        **preview.ROW_KINDS,
+    },
     "monitor": {
         letters.PREFIX: "dead_letters",
         pages.PREFIX: "pages",

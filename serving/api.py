@@ -220,6 +220,7 @@ class Api:
             action=decision.action,
             propensity=decision.propensity,
             spec_hash=self._spec_hash,
+            bucket=decision.bucket,
             items=[
                 ExposedItem(candidate.item_id, position, candidate.scores, candidate.features) for position, candidate in enumerate(shown)
             ],

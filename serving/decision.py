@@ -14,7 +14,7 @@ from schemas.state_columns import StateColumns
 from schemas.state_reader import StateReader
 from serving.drift import DenseWindow
 from serving.exploration import Exploration
-from serving.split import is_baseline
+from serving.split import bucket, is_baseline
 
 
 class ActorFault(RuntimeError):
@@ -33,13 +33,17 @@ class Acts(Protocol):
 
 
 class Decision(NamedTuple):
-    """The arm and the action of one request. `fault` says why the actor was passed over, where it was."""
+    """The arm and the action of one request.
+
+    `fault` says why the actor was passed over, where it was; `bucket` is the user's hundredth of the traffic split.
+    """
 
     policy: str
     model_version: str
     action: list[float]
     propensity: float
     fault: str = ""
+    bucket: str = ""
 
 
 def noise_of(seed: int, request_id: str) -> np.random.Generator:
@@ -83,13 +87,14 @@ class Decider:
         """
         columns = self.columns([state])
         self._window.add(columns.dense[0])
+        place = bucket(user_id, self._split_salt)
         if is_baseline(user_id, self._baseline_share, self._split_salt):
-            return Decision(BASELINE, "", list(self.baseline_action), 1.0)
+            return Decision(BASELINE, "", list(self.baseline_action), 1.0, bucket=place)
         model_version, mean = "", self.baseline_action
         if actor is not None:
             try:
                 model_version, mean = actor.model_version, actor.act(columns)[0].tolist()
             except ActorFault as fault:
-                return Decision(BASELINE, "", list(self.baseline_action), 1.0, str(fault))
+                return Decision(BASELINE, "", list(self.baseline_action), 1.0, str(fault), place)
         action, propensity = self._exploration.sample(mean, noise_of(self._seed, request_id))
-        return Decision(self._policy, model_version, action, propensity)
+        return Decision(self._policy, model_version, action, propensity, bucket=place)

@@ -11,6 +11,7 @@ from experience.settings import ExperienceSettings, RewardSettings
 from headrace.memory_rows import MemoryRows
 from headrace.step import Outcome, Record
 from schemas.codec import decode_batch, encode_batch
+from schemas.pointwise_sample import pointwise_schema
 from schemas.sample import label_column, sample_schema
 
 KINDS = ("click", "pay")
@@ -74,6 +75,18 @@ def message(pages: Sequence[Shown], watermark_ms: int, kinds: tuple[str, ...] = 
     return encode_batch(sample_batch(pages, kinds), watermark_ms)
 
 
+def early_message(pages: Sequence[Shown], kinds: tuple[str, ...] = KINDS, closed_by: str = "early", rows: int | None = None) -> bytes:
+    """What the joiner sends of pages in `fast` mode before their labels are final."""
+    samples = sample_batch(pages, kinds).slice(0, rows)
+    schema = pointwise_schema(kinds)
+    count = len(samples)
+    place = samples.schema.get_field_index("closed_by")
+    samples = samples.set_column(place, samples.schema.field(place), pa.array([closed_by] * count))
+    more: list[pa.Array] = [pa.array([False] * count), pa.array([0] * count, pa.int64())]
+    more += [pa.array([0.0] * count, pa.float32())] * 5
+    return encode_batch(pa.RecordBatch.from_arrays([*samples.columns, *more], schema=schema), 0)
+
+
 def record(offset: int, value: bytes) -> Record:
     return Record(offset, 0, value)
 
@@ -104,8 +117,8 @@ class Life:
         self.outcomes.append(outcome)
         return outcome
 
-    def deliver(self, *records: Record, now_ms: int = 0) -> Outcome:
-        return self.keep(self.step.apply("samples", records, now_ms))
+    def deliver(self, *records: Record, now_ms: int = 0, topic: str = "samples") -> Outcome:
+        return self.keep(self.step.apply(topic, records, now_ms))
 
     def end(self) -> Outcome:
         """The topic falls silent for years: every session ends."""

@@ -120,7 +120,7 @@ class FixedActor:
 
 def test_baseline_users_get_the_baseline_action_for_certain() -> None:
     decision = decider(baseline_share=1.0).decide("r", "u", {}, FixedActor([0.5, 0.5]))
-    assert decision == ("baseline", "", [1.0, 1.0], 1.0, "")
+    assert decision == ("baseline", "", [1.0, 1.0], 1.0, "", "67")  # the bucket: 100 * split.position("u", salt)
 
 
 def test_before_any_version_the_policy_explores_around_the_baseline() -> None:

@@ -226,7 +226,7 @@ def test_rank_orders_by_the_fused_score_and_logs_exactly_the_page_that_it_gave(s
         "action": [0.5, 1.5],
         "propensity": 1.0,
         "spec_hash": policy.spec_hash,
-        "bucket": "",
+        "bucket": "72",
         "items": [
             {"item_id": "b", "position": 0, "scores": {"click": 0.4, "pay": 0.3}, "features": {}},
             {"item_id": "c", "position": 1, "scores": {"click": 0.3, "pay": 0.2}, "features": {}},

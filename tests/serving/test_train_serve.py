@@ -115,9 +115,11 @@ def api(policy: PolicySettings, learner: DDPG) -> Any:
 def transitions(exposures: list[bytes]) -> pa.RecordBatch:
     """A transition for each page, the last of its session."""
     schema = transition_schema(("click",))
-    filled: dict[str, Any] = {name: 0.0 if name.startswith(("reward", "penalty")) else "" for name in schema.names}
-    filled |= {"feedback_count": 0, "step": 0, "done": True, "source_partition": 0, "ts_ms": 1}
-    filled |= {"feedback_arrival_ms": None, "next_exposure": None}
+    filled: dict[str, Any] = {
+        field.name: None if field.nullable else pa.array([b"" if pa.types.is_binary(field.type) else 0]).cast(field.type)[0].as_py()
+        for field in schema
+    }
+    filled |= {"done": True, "ends_session": True}
     rows = [{**filled, "transition_id": str(place), "source_offset": place, "exposure": message} for place, message in enumerate(exposures)]
     return pa.RecordBatch.from_pylist(rows, schema=schema)
 
@@ -132,7 +134,7 @@ def test_ten_thousand_requests_give_the_trainer_the_tensors_that_serving_compute
         answer = api.client.post("/v1/rank", json={"user_id": f"u-{number}", "state": state, "candidates": candidates})
         assert answer.status_code == 200, answer.text
     logged = [value for _, _, value in api.producer.sent]
-    rows, letters = Preprocess(ACTION, SPEC, policy.spec_hash)(transitions(logged), lambda _: 0, now_ms=1)
+    rows, _, letters = Preprocess(ACTION, SPEC, policy.spec_hash)(transitions(logged), lambda _: 0, now_ms=1)
     assert (len(rows), letters) == (REQUESTS, [])
     for name, learned_from in rows.state.inputs().items():
         served = np.concatenate([columns.inputs()[name] for columns in recorder.given])
