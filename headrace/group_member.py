@@ -144,6 +144,7 @@ def unpack(part: PartitionRecords) -> tuple[list[Any], int]:
     """The records of one fetched partition, and the offset behind them: aiokafka's own loop without its object a record."""
     if part._isolation_level == READ_COMMITTED:
         return list(part), part.next_fetch_offset
+    part._records_iterator = None  # not begun: a cycle that would keep the fetch's bytes until the collector runs
     records: list[Any] = []
     offset = part.next_fetch_offset
     while part._records.has_next():
