@@ -184,6 +184,7 @@ def main(rows: int = 20_000, rounds: int = 5) -> dict[str, Any]:
         tensors.plain_BP[:ENCODE_ROWS],
         tensors.ids_BI[:ENCODE_ROWS],
         (tensors.sequences_BT[0][:ENCODE_ROWS],),
+        (None,),
     )
     ways: dict[str, Callable[[], object]] = {
         "columns": lambda: [ours.from_columns(columns) for columns in opened],
