@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.svg import line, picture, text
 
 WIDTH, HEIGHT = 640, 360
-LEFT, RIGHT, TOP, BOTTOM = 60, 20, 40, 50
+LEFT, RIGHT, TOP, BOTTOM = 60, 40, 40, 50
 """Margins of the axes, in px as the size."""
 
 
@@ -26,14 +26,14 @@ def svg(levels: Sequence[dict[str, Any]], title: str) -> str:
     for tick in range(0, top + 1, step):
         _, y = at(10**first, tick)
         parts += [line([(LEFT, y), (WIDTH - RIGHT, y)], "#ddd"), text(LEFT - 8, y + 4, str(tick), "end")]
-    for name, label, colour in (
-        ("cpu_us_per_event", "joiner and store, all threads", "#1f5fa8"),
-        ("cpu_us_per_event_of_rocksdb_threads", "of it RocksDB's own threads", "#c8641e"),
-        ("dict_cpu_us_per_event", "a bare dict of the same requests", "#4a8a3c"),
+    for name, label, above, colour in (
+        ("cpu_us_per_event", "joiner and store, all threads", 10, "#1f5fa8"),
+        ("cpu_us_per_event_of_rocksdb_threads", "of it RocksDB's own threads", 28, "#c8641e"),
+        ("dict_cpu_us_per_event", "a bare dict of the same requests", 10, "#4a8a3c"),
     ):
         points = [at(level["open_items"], level[name]) for level in levels]
         parts.append(line(points, colour, 2))
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>' for x, y in points]
-        parts.append(text(points[0][0] + 8, points[0][1] - 10, label, "start", 13, colour))
+        parts.append(text(points[0][0] + 8, points[0][1] - above, label, "start", 13, colour))
     parts += [text(at(level["open_items"], 0)[0], HEIGHT - BOTTOM + 18, f"{level['open_items']:.1e}") for level in levels]
     return picture(WIDTH, HEIGHT, parts)

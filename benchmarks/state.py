@@ -7,15 +7,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import state_embeddings, state_zscore
+from benchmarks import state_embeddings, state_features, state_zscore
 
 
 def main(rounds: int = 5, cold_ids: int = 10_000_000) -> dict[str, Any]:
-    """The figures of every part. Medians over the rounds."""
+    """The figures of every part. Medians over the rounds. `peak_rss_mb` is that of a process with `cold_ids`."""
     return {
         "benchmark": "state",
         "machine": {"python": platform.python_version(), "cpus": os.cpu_count(), "load_1min": os.getloadavg()[0]},
         "rounds": rounds,
+        **state_features.measure(rounds),
         **state_zscore.measure(rounds),
         **state_embeddings.measure(rounds, cold_ids),
     }

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from headrace.id_index import FIRST_KEY, Keys, Slots
 from trainer.embedding_store import EmbeddingStore
 from trainer.embedding_table import EmbeddingTable, TableLimits
-from trainer.id_index import FIRST_KEY, Keys, Slots
 
 DIM = 16
 BATCH_IDS = 16_384

@@ -211,7 +211,7 @@ def _ratio(ones: list[float], others: list[float]) -> float:
 
 
 def _first(state: StateTensors, rows: int) -> StateTensors:
-    return StateTensors(state.dense_BN[:rows], state.plain_BP[:rows], state.ids_BI[:rows], (state.sequences_BT[0][:rows],))
+    return StateTensors(state.dense_BN[:rows], state.plain_BP[:rows], state.ids_BI[:rows], (state.sequences_BT[0][:rows],), (None,))
 
 
 def _forward(encoder: nn.Module, state: StateTensors) -> None:

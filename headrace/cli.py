@@ -475,13 +475,15 @@ def bench_state(
     ids: Annotated[int, typer.Option(min=10_000, help="of the table with a cold tail on disk")] = 10_000_000,
     json_file: JsonFile = None,
 ) -> None:
-    """The trainer's state: the rolling Z-score beside NumPy and river, dynamic embeddings beside torch.nn.Embedding."""
+    """States, from payload to code, normaliser and dynamic embeddings, each beside a peer. Exits with 1 where a way gives other tensors."""
     from benchmarks.state import main as bench
     from benchmarks.state import show
 
     report = bench(rounds, ids)
     show(report)
     write_json(json_file, report)
+    if report["faults"]:
+        raise typer.Exit(1)
 
 
 @contextmanager

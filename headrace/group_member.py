@@ -157,6 +157,7 @@ def unpack(part: PartitionRecords, make: Records = list) -> tuple[list[Any], int
     if part._isolation_level == READ_COMMITTED:
         records = list(part)
         return make(records), part.next_fetch_offset, records[-1].timestamp if records else None
+    part._records_iterator = None  # not begun: a cycle that would keep the fetch's bytes until the collector runs
     made: list[Any] = []
     offset, newest_ms = part.next_fetch_offset, None
     while part._records.has_next():

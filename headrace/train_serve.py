@@ -22,6 +22,7 @@ from schemas.features import (
     VectorFeature,
 )
 from schemas.message_reader import MessageReader
+from schemas.state_columns import rows_input
 from serving.actor import read_candidate
 from serving.messages import FeaturesResponse
 from trainer.zscore import ZscoreConstants
@@ -104,12 +105,13 @@ def _ids(rng: np.random.Generator) -> list[str]:
 def compare(policy: PolicySettings, ask: Ask, states: int, seed: int, at_once: int = 500) -> Comparison:
     """Ask serving about random states, and the trainer's reader about the messages that would log them.
 
-    The normaliser is that of the version that serving answers with, as its candidate holds it. Raises ConfigError where the model store
-    does not have that version.
+    The normaliser is that of the version that serving answers with, as its candidate holds it. Of dynamic tables the keys are compared,
+    not the rows, which are learned on meanwhile. Raises ConfigError where the model store does not have that version.
     """
     rng = np.random.default_rng(seed)
     reader = MessageReader(policy.features)
-    distances: dict[str, float] = {entry.name: 0.0 for entry in policy.features.inputs()}
+    rows = {rows_input(feature.name) for feature in policy.features.dynamic}
+    distances: dict[str, float] = {entry.name: 0.0 for entry in policy.features.inputs() if entry.name not in rows}
     version = ""
     for _ in range(0, states, at_once):
         asked = random_states(policy.features, at_once, rng)

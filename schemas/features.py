@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, WithJsonSchema, field_serializer, field_validator, model_validator
 
-from schemas.state_columns import DENSE, IDS, PLAIN, list_input
+from schemas.state_columns import DENSE, IDS, PLAIN, list_input, rows_input
 
 _UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 _MAX_ROWS = 1 << 24
@@ -47,7 +47,7 @@ class _HashedFeature(BaseModel):
     @classmethod
     def _known_table(cls, table: Any) -> Any:
         if table == "dynamic":
-            raise ValueError('dynamic tables are not supported; use "hash" with enough buckets')
+            raise ValueError('only sequences have dynamic tables; use "hash" with enough buckets')
         return table
 
 
@@ -98,14 +98,26 @@ class SequenceFeature(_Feature, _HashedFeature):
     """The newest `length` ids of a list, in order; shorter lists are padded in front.
 
     `cnn`: the matrix of their embeddings goes through a 1-D CNN, then maximum and mean. `attention`: their embeddings' mean, weighted by
-    a learned query.
+    a learned query. With a `dynamic` table no two ids share a row and `buckets` means nothing: docs/embeddings.md.
     """
+
+    table: Literal["hash", "dynamic"] = "hash"  # type: ignore[assignment]
 
     default: tuple[str, ...] = ()
     length: int = Field(20, ge=1)
     pooling: Literal["cnn", "attention"] = "cnn"
     buckets: int = Field(4096, ge=2, lt=1 << 31)
     dim: int = Field(16, ge=1)
+
+    @field_validator("table", mode="before")
+    @classmethod
+    def _known_table(cls, table: Any) -> Any:
+        return table
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether its embeddings lie outside of the network."""
+        return self.table == "dynamic"
 
 
 class BinarySequenceFeature(_Feature):
@@ -256,6 +268,11 @@ class FeatureSpec(BaseModel):
         return (*self.multi_ids, *self.sequences)
 
     @property
+    def dynamic(self) -> tuple[SequenceFeature, ...]:
+        """The sequences whose embeddings lie outside of the network."""
+        return tuple(feature for feature in self.sequences if feature.is_dynamic)
+
+    @property
     def plain_size(self) -> int:
         """Numbers in `plain`."""
         return len(self.passed) + sum(feature.size for feature in self.vectors)
@@ -268,7 +285,8 @@ class FeatureSpec(BaseModel):
             GraphInput(IDS, "int64", len(self.tables)),
         )
         lists = (GraphInput(list_input(feature.name), "int64", feature.length) for feature in self.lists)
-        return (*(column for column in columns if column.width), *lists)
+        matrices = (GraphInput(rows_input(feature.name), "float32", feature.length * feature.dim) for feature in self.dynamic)
+        return (*(column for column in columns if column.width), *lists, *matrices)
 
 
 def differences(theirs: dict[str, Any], ours: FeatureSpec) -> str:

@@ -1,6 +1,7 @@
-"""Ids as numbers: CRC-32, the same on every machine, and the row of a table that a number belongs to."""
+"""Ids as numbers, the same on every machine: CRC-32 and the row of a hashed table that it belongs to, or a key that no two ids share."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from hashlib import blake2b
 from typing import Any
 from zlib import crc32
 
@@ -19,30 +20,53 @@ _GOLDEN = 0x9E3779B97F4A7C15
 """2**64 / golden ratio, odd: Fibonacci hashing (Knuth, TAOCP 3, 6.4) spreads neighbouring numbers over all bits."""
 
 
+def _key(value: str) -> int:
+    """63 bits of BLAKE2: among ten million ids two have the same with a probability of 5e-6. 0 is PADDING, 1 is nobody's."""
+    return max(2, int.from_bytes(blake2b(value.encode(), digest_size=8).digest(), "little") >> 1)
+
+
 class _IdHashes(dict[str, int]):
-    """CRC-32 by id, MISSING for no id: the ids of a stream come again and again. Forgets everything when full (some 15 MB)."""
+    """A number by id, MISSING for no id: the ids of a stream come again and again. Forgets everything when full (some 15 MB)."""
 
     ENTRIES = 1 << 17
     LONGEST = 64
     """Characters of an id that is worth remembering."""
 
+    def __init__(self, number_of: Callable[[str], int]) -> None:
+        super().__init__()
+        self._number_of = number_of
+
     def __missing__(self, value: str) -> int:
         if not isinstance(value, str):
             raise TypeError(value)
-        crc = crc32(value.encode()) if value else MISSING
+        number = self._number_of(value) if value else MISSING
         if len(self) >= self.ENTRIES:
             self.clear()
         if len(value) <= self.LONGEST:
-            self[value] = crc
-        return crc
+            self[value] = number
+        return number
 
 
-_crc_of = _IdHashes().__getitem__
+_crc_of = _IdHashes(lambda value: crc32(value.encode())).__getitem__
+_key_of = _IdHashes(_key).__getitem__
 
 
 def crcs(ids: Iterable[Any], count: int) -> Ints:
     """The numbers of `count` ids. Raises TypeError where one is no string."""
     return np.fromiter(map(_crc_of, ids), np.int64, count)
+
+
+def keys(ids: Iterable[Any], count: int) -> Ints:
+    """The keys of `count` ids, of a table that shares no rows. Raises TypeError where one is no string."""
+    return np.fromiter(map(_key_of, ids), np.int64, count)
+
+
+def keys_of_column(ids: pa.StringArray) -> Ints:
+    """The keys of a column. A null is no id."""
+    encoded = ids.dictionary_encode()
+    of_distinct = keys([*encoded.dictionary.to_pylist(), ""], len(encoded.dictionary) + 1)
+    places: Ints = encoded.indices.fill_null(len(of_distinct) - 1).to_numpy()
+    return of_distinct[places]
 
 
 def crcs_of_column(ids: pa.StringArray) -> Ints:
@@ -95,7 +119,9 @@ _OF_PAIR = _OF_BYTE[np.arange(1 << 16) >> 8 ^ (_OF_BYTE[np.arange(1 << 16) & 0xF
 
 
 def rows_of(numbers: Ints, buckets: int | Ints) -> Ints:
-    """The rows of tables with so many `buckets`; PADDING for no id."""
+    """The rows of tables with so many `buckets`, or the numbers as they are with 0 of them; PADDING for no id."""
+    if isinstance(buckets, int) and not buckets:
+        return np.where(numbers == MISSING, PADDING, numbers)
     return np.where(numbers == MISSING, PADDING, 1 + numbers % (buckets - 1))
 
 

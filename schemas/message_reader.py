@@ -20,7 +20,7 @@ from msgspec import Raw, Struct, defstruct
 from schemas.codec import UNREADABLE, decode_served_state
 from schemas.exposure import Propensity, SpecHash
 from schemas.features import FeatureSpec, VectorFeature, WrongStateError
-from schemas.raw_columns import ColumnMaker, Floats, OpenColumns, TextLists, UnboundedError
+from schemas.raw_columns import ColumnMaker, Floats, OpenColumns, TextLists, UnboundedError, is_dynamic
 from schemas.state_columns import StateColumns
 from schemas.state_reader import Codes, StateReader
 
@@ -106,7 +106,10 @@ class MessageReader:
             pa.array(texts, pa.string()),
             len(self.spec.ids),
             [np.array(found, np.int64) for found in codes],
-            [text_lists(raws, feature.length) for feature, raws in zip(self.spec.lists, lists, strict=True)],
+            [
+                text_lists(raws, feature.length)._replace(are_keys=is_dynamic(feature))
+                for feature, raws in zip(self.spec.lists, lists, strict=True)
+            ],
             [_matrix(feature, found) for feature, found in zip(self.spec.vectors, vectors, strict=True)],
         )
         return opened, actions, spec_hashes

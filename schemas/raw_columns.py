@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from schemas.features import FeatureSpec
-from schemas.id_hash import PADDING, Ints, crcs_of_column, crossed, rows_of
+from schemas.features import FeatureSpec, ListFeature, SequenceFeature
+from schemas.id_hash import PADDING, Ints, crcs_of_column, crossed, keys_of_column, rows_of
 from schemas.state_columns import StateColumns
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -54,11 +54,17 @@ class RawColumns:
     vectors: list[Floats]
 
 
+def is_dynamic(feature: ListFeature) -> bool:
+    """Whether its ids become keys, and not rows of a hashed table."""
+    return isinstance(feature, SequenceFeature) and feature.is_dynamic
+
+
 class TextLists(NamedTuple):
-    """B lists of strings: all of them one list after the other, and how many each list has."""
+    """B lists of strings: all of them one list after the other, and how many each list has; whether they become keys."""
 
     values: pa.StringArray
     lengths: Ints
+    are_keys: bool = False
 
 
 class OpenColumns(NamedTuple):
@@ -73,7 +79,7 @@ class OpenColumns(NamedTuple):
 
     def raw(self) -> RawColumns:
         """With numbers for the ids: every distinct id of a column is hashed once."""
-        lists = [IdLists(crcs_of_column(values), lengths) for values, lengths in self.lists]
+        lists = [IdLists((keys_of_column if are_keys else crcs_of_column)(values), lengths) for values, lengths, are_keys in self.lists]
         ids = crcs_of_column(self.ids).reshape(len(self.dense), self.ids_per_state)
         codes = np.stack(self.codes, axis=1) if self.codes else np.empty((len(self.dense), 0), np.int64)
         return RawColumns(self.dense, ids, codes, lists, self.vectors)
@@ -99,7 +105,8 @@ class ColumnMaker:
             dense = dense.copy()
             dense[:, self._log] = np.sign(logged) * np.log1p(np.abs(logged))
         sequences = {
-            feature.name: ids.padded(feature.length, feature.buckets) for feature, ids in zip(self._spec.lists, raw.lists, strict=True)
+            feature.name: ids.padded(feature.length, 0 if is_dynamic(feature) else feature.buckets)
+            for feature, ids in zip(self._spec.lists, raw.lists, strict=True)
         }
         if self._is_normalised.all():
             return StateColumns(dense.astype(np.float32), self._rows(raw), sequences, self._plain(dense[:, :0], raw))

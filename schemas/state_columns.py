@@ -16,12 +16,18 @@ def list_input(name: str) -> str:
     return f"seq_{name}"
 
 
+def rows_input(name: str) -> str:
+    """The name of the input for the embeddings of a sequence with a dynamic table: [B, T * D], one id after the other."""
+    return f"rows_{name}"
+
+
 @dataclass(frozen=True)
 class StateColumns:
     """B states as columns, in the order of the specification.
 
     dense [B, N] float32: numbers that the model normalises, NaN where one is missing. plain [B, P] float32: numbers and vectors that it
-    takes as they are. ids [B, I] int64: rows of the tables. sequences: one int64 [B, T] for each feature that is a list, newest last.
+    takes as they are. ids [B, I] int64: rows of the tables. sequences: one int64 [B, T] for each feature that is a list, newest last; of
+    one with a dynamic table keys instead of rows.
     """
 
     dense: npt.NDArray[np.float32]

@@ -11,8 +11,8 @@ import numpy as np
 
 from schemas.exposure import FeatureValue
 from schemas.features import BinarySequenceFeature, DenseFeature, FeatureSpec, IdFeature, ListFeature, VectorFeature, WrongStateError
-from schemas.id_hash import MISSING, Ints, crcs
-from schemas.raw_columns import FLOAT32_MAX, ColumnMaker, Floats, IdLists, RawColumns, UnboundedError
+from schemas.id_hash import MISSING, Ints, crcs, keys
+from schemas.raw_columns import FLOAT32_MAX, ColumnMaker, Floats, IdLists, RawColumns, UnboundedError, is_dynamic
 from schemas.state_columns import StateColumns
 
 State = Mapping[str, FeatureValue]
@@ -112,7 +112,8 @@ def _lists(feature: ListFeature, states: Sequence[State]) -> IdLists:
         raise TypeError(feature.name)
     newest = [ids[-feature.length :] for ids in lists]
     lengths: Ints = np.fromiter(map(len, newest), np.int64, len(newest))
-    return IdLists(crcs(chain.from_iterable(newest), int(lengths.sum())), lengths)
+    number = keys if is_dynamic(feature) else crcs
+    return IdLists(number(chain.from_iterable(newest), int(lengths.sum())), lengths)
 
 
 def _vectors(feature: VectorFeature, states: Sequence[State]) -> Floats:

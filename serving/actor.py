@@ -1,5 +1,7 @@
 """A version's actor: the ONNX graph that the trainer wrote, checked before it answers anybody."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from schemas.codec import UNREADABLE
 from schemas.drift import BINS, EDGES
 from schemas.features import FeatureSpec, differences
 from schemas.policy import Candidate
-from schemas.state_columns import StateColumns
+from schemas.state_columns import StateColumns, rows_input
 from schemas.state_reader import StateReader
 from serving.decision import ActorFault
 
@@ -25,6 +27,8 @@ _GRAPH_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
 _decode_candidate = msgspec.json.Decoder(Candidate).decode
 
 Floats = npt.NDArray[np.float64]
+LookUp = Callable[[StateColumns], dict[str, npt.NDArray[Any]]]
+"""States -> the graph's inputs for the sequences whose tables are dynamic."""
 
 
 class ActorError(ConfigError):
@@ -38,9 +42,13 @@ class ActorError(ConfigError):
 class Actor:
     """A loaded version: state columns [B, …] -> actions [B, A]."""
 
-    def __init__(self, candidate: Candidate, session: onnxruntime.InferenceSession, policy: PolicySettings) -> None:
+    def __init__(
+        self, candidate: Candidate, session: onnxruntime.InferenceSession, policy: PolicySettings, look_up: LookUp | None = None
+    ) -> None:
+        """Without `look_up` no id of a dynamic table has a row."""
         self.candidate = candidate
         self._session = session
+        self._look_up = look_up or partial(_no_rows, policy.features)
         self._low, self._high = np.asarray(policy.action.low), np.asarray(policy.action.high)
 
     @property
@@ -58,15 +66,19 @@ class Actor:
         except Exception as error:  # onnxruntime raises a dozen classes of its own, all direct children of Exception
             raise ActorFault(f"{self.model_version}: {_first_line(error)}") from error
 
+    def inputs(self, columns: StateColumns) -> dict[str, npt.NDArray[Any]]:
+        """What the graph takes for these states."""
+        return {**columns.inputs(), **self._look_up(columns)}
+
     def normalised(self, columns: StateColumns) -> Floats | None:
         """What the graph makes of the columns `dense` [B, N]; None where there are none, or the graph does not tell. Raises ActorFault."""
         if "normalised" not in {entry.name for entry in self._session.get_outputs()}:
             return None
-        return self._run("normalised", columns.inputs())
+        return self._run("normalised", self.inputs(columns))
 
     def act(self, columns: StateColumns) -> Floats:
         """Actions [B, A], inside the bounds. Raises ActorFault where the graph gives NaN or infinity."""
-        actions = self.raw(columns.inputs())
+        actions = self.raw(self.inputs(columns))
         if not np.isfinite(actions).all():
             raise ActorFault(f"{self.model_version}: the actor gave {actions[~np.isfinite(actions)][0]}")
         clipped: Floats = np.clip(actions, self._low, self._high)
@@ -84,7 +96,11 @@ def read_candidate(folder: Path) -> Candidate:
         raise ActorError("malformed", f"{path}: {error}") from error
 
 
-def load_actor(folder: Path, policy: PolicySettings, warm_up_requests: int) -> Actor:
+def _no_rows(features: FeatureSpec, columns: StateColumns) -> dict[str, npt.NDArray[Any]]:
+    return {rows_input(feature.name): np.zeros((len(columns), feature.length * feature.dim), np.float32) for feature in features.dynamic}
+
+
+def load_actor(folder: Path, policy: PolicySettings, warm_up_requests: int, look_up: LookUp | None = None) -> Actor:
     """Load, check and warm up the version in `folder`. Raises ActorError; after it nothing is left to be done lazily."""
     candidate = read_candidate(folder)
     if candidate.spec_hash != policy.spec_hash:
@@ -94,7 +110,7 @@ def load_actor(folder: Path, policy: PolicySettings, warm_up_requests: int) -> A
             f"{candidate.model_version} was made for specification {candidate.spec_hash}, this process has {policy.spec_hash}: "
             f"give trainer and serving the same [policy] settings{told}",
         )
-    actor = Actor(candidate, _session(folder / "actor.onnx"), policy)
+    actor = Actor(candidate, _session(folder / "actor.onnx"), policy, look_up)
     _check_signature(actor, policy.features)
     _check_golden(actor, policy)
     _check_reference(candidate, len(policy.features.normalised))
@@ -142,7 +158,7 @@ def _check_signature(actor: Actor, features: FeatureSpec) -> None:
             theirs, ours = (f"{of[name][0]} [B, {of[name][1]}]" if name in of else "none" for of in (takes, gives))
             raise ActorError("wrong_inputs", f"{actor.model_version}: input {name} is {theirs}, the specification has {ours}")
     try:
-        answer = actor.raw(StateReader(features).columns([{}]).inputs())
+        answer = actor.raw(actor.inputs(StateReader(features).columns([{}])))
     except ActorFault as fault:
         raise ActorError("wrong_inputs", f"the graph does not take the features of the specification: {fault}") from fault
     if answer.shape != (1, len(actor._low)):

@@ -56,6 +56,13 @@ class ServingMetrics:
         self.swap_time = Gauge(
             "headrace_serving_swap_timestamp_seconds", "When the version was swapped in", ["model_version"], registry=registry
         )
+        self.embedding_rows = Gauge("headrace_serving_embedding_rows", "Rows of dynamic tables that serving has", registry=registry)
+        self.embedding_time = Gauge(
+            "headrace_serving_embedding_timestamp_seconds", "When the trainer wrote the newest rows that serving has", registry=registry
+        )
+        self.embedding_failures = Counter(
+            "headrace_serving_embedding_failures", "Polls for new rows that failed and are tried again", registry=registry
+        )
         self.load_s = Histogram("headrace_serving_load_seconds", "Loading, checking and warming up a version", registry=registry)
         self.first_response = Gauge(
             "headrace_serving_first_response_timestamp_seconds",

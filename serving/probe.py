@@ -6,7 +6,7 @@ import numpy.typing as npt
 from schemas.features import FeatureSpec
 from schemas.id_hash import PADDING
 from schemas.policy import Candidate
-from schemas.state_columns import DENSE, PLAIN, StateColumns
+from schemas.state_columns import DENSE, PLAIN, StateColumns, rows_input
 from serving.actor import Actor, golden_answer
 from serving.gate import Probe
 
@@ -33,4 +33,7 @@ def probe_columns(features: FeatureSpec, candidate: Candidate, rows: int, genera
 
 def probe(actor: Actor, features: FeatureSpec, rows: int, generator: np.random.Generator) -> Probe:
     """What the actor answers to its golden inputs and to `rows` generated states."""
-    return Probe(golden_answer(actor), actor.raw(probe_columns(features, actor.candidate, rows, generator).inputs()))
+    inputs = probe_columns(features, actor.candidate, rows, generator).inputs()
+    for feature in features.dynamic:
+        inputs[rows_input(feature.name)] = generator.standard_normal((rows, feature.length * feature.dim)).astype(np.float32)
+    return Probe(golden_answer(actor), actor.raw(inputs))

@@ -7,10 +7,12 @@ from types import MappingProxyType
 
 import uvicorn
 
+from headrace.embedding_files import embedding_folder
 from headrace.policy_settings import PolicySettings
 from headrace.settings import ConfigError, StreamSettings
 from schemas.event_format import EventFormat
 from serving.app import create_app
+from serving.embeddings import ServedEmbeddings
 from serving.exploration import Exploration
 from serving.follow import PolicyFollower
 from serving.metrics import ServingMetrics
@@ -42,7 +44,9 @@ def run(
         raise ConfigError(f"setting serving.{error}") from error
     metrics = ServingMetrics()
     reader = _user_state(user_state, policy, stream, metrics) if user_state is not None and user_state.serve else None
-    versions = ServedVersion(policy, settings.warm_up_requests, metrics)
+    folder = embedding_folder(policy.model_dir, policy.policy, policy.spec_hash)
+    embeddings = ServedEmbeddings(policy.features, folder, settings.embedding_poll_interval_s, metrics)
+    versions = ServedVersion(policy, settings.warm_up_requests, metrics, embeddings)
 
     def on_delivery(topic: str, error: str) -> None:
         metrics.deliveries.labels(topic, error or "delivered").inc()

@@ -28,6 +28,7 @@ class ServingSettings(Section):
     drift_window_requests: int = Field(
         2_000, ge=100, description="newest requests whose dense features are compared with those that the version was trained on"
     )
+    embedding_poll_interval_s: float = Field(1.0, gt=0, description="how often serving looks for new rows of dynamic tables")
     warm_up_requests: int = Field(16, ge=1, le=10_000, description="requests that a version answers before it is swapped in")
     linger_ms: int = Field(5, ge=0, le=1000, description="how long the producer waits to fill a batch")
     queue_messages: int = Field(100_000, ge=1, description="events that wait for the broker before the queue is full")

@@ -18,6 +18,7 @@ from headrace.policy_settings import PolicySettings
 from schemas.codec import UNREADABLE
 from schemas.policy import PolicyVersion
 from serving.actor import Actor, ActorError, load_actor
+from serving.embeddings import ServedEmbeddings
 from serving.metrics import ServingMetrics
 
 log = logging.getLogger(__name__)
@@ -55,8 +56,11 @@ def version_folder(version: PolicyVersion, policy: PolicySettings) -> Path:
 class ServedVersion:
     """Holds what is served and replaces it. `offer` may be called from any thread; only the newest offer is loaded."""
 
-    def __init__(self, policy: PolicySettings, warm_up_requests: int, metrics: ServingMetrics) -> None:
+    def __init__(
+        self, policy: PolicySettings, warm_up_requests: int, metrics: ServingMetrics, embeddings: ServedEmbeddings | None = None
+    ) -> None:
         self._policy = policy
+        self._embeddings = embeddings
         self._warm_up_requests = warm_up_requests
         self._metrics = metrics
         self._served = Served()
@@ -74,6 +78,8 @@ class ServedVersion:
 
     def start(self) -> None:
         """Start the load thread, with the model store's current version as the first offer."""
+        if self._embeddings:
+            self._embeddings.start()
         path = self._policy.model_dir / self._policy.policy / "current.json"
         try:
             self.offer(decode_policy_version(path.read_bytes()))
@@ -89,6 +95,8 @@ class ServedVersion:
             self._stopped = True
             self._changed.notify_all()
         self._thread.join()
+        if self._embeddings:
+            self._embeddings.stop()
 
     def offer(self, version: PolicyVersion) -> None:
         """Serve this version as soon as it is loaded, unless a later announcement is served, or offered, already.
@@ -129,9 +137,12 @@ class ServedVersion:
 
     def _swap(self, version: PolicyVersion) -> None:
         started_s = time.perf_counter()
+        look_up = self._embeddings.look_up if self._embeddings else None
         try:
             actor = (
-                load_actor(version_folder(version, self._policy), self._policy, self._warm_up_requests) if version.model_version else None
+                load_actor(version_folder(version, self._policy), self._policy, self._warm_up_requests, look_up)
+                if version.model_version
+                else None
             )
         except ActorError as error:
             self._fail(error.reason, str(error))

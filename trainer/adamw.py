@@ -7,6 +7,7 @@ The arithmetic is the kernel of `torch.optim.AdamW(fused=True)`. The class aroun
 import), counts t in one tensor a weight, and clips in a pass of its own; that cost more than the arithmetic.
 """
 
+from collections.abc import Sequence
 from typing import TypedDict
 
 import torch
@@ -37,12 +38,19 @@ class AdamW:
 
     def step(self, loss: Tensor) -> tuple[bool, float]:
         """Descend, unless the loss or its gradient is not finite. Gives whether it did, and the gradient's norm before clipping."""
-        gradients = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
+        is_ok, norm, _ = self.step_with(loss, [])
+        return is_ok, norm
+
+    def step_with(self, loss: Tensor, others: Sequence[Tensor]) -> tuple[bool, float, tuple[Tensor, ...]]:
+        """The same, where the loss depends on `others`, too, on which somebody else descends: their gradients, clipped with ours."""
+        gradients = torch.autograd.grad(loss, [*self.parameters, *others], materialize_grads=True)
         norm = torch.nn.utils.get_total_norm(gradients)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
-            return False, float(norm)
-        self._descend(gradients, torch.clamp(norm / self._max_norm, min=1.0))
-        return True, float(norm)
+            return False, float(norm), ()
+        divisor = torch.clamp(norm / self._max_norm, min=1.0)
+        own = len(self.parameters)
+        self._descend(gradients[:own], divisor)
+        return True, float(norm), tuple(gradient / divisor for gradient in gradients[own:])
 
     @torch.no_grad()
     def _descend(self, gradients: tuple[Tensor, ...], divisor: Tensor) -> None:

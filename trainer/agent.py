@@ -13,6 +13,7 @@ from faust.types import TP
 
 from headrace import __version__
 from headrace.app import add_metrics_page, create_app, records_of
+from headrace.embedding_files import embedding_folder
 from headrace.metrics import StageMetrics
 from headrace.policy_settings import PolicySettings
 from headrace.producer import StreamProducer
@@ -24,6 +25,7 @@ from headrace.topic_ids import topic_ids
 from schemas.codec import WrongBatchError, decode_batch, encode_json
 from schemas.dead_letter import DeadLetter
 from schemas.topics import DEAD_LETTERS, TRANSITIONS
+from trainer.embedding_deltas import EmbeddingDeltas
 from trainer.settings import TrainerSettings
 from trainer.worker import Worker
 
@@ -43,6 +45,9 @@ class Training:
         self._app = app
         self._producer = producer
         self._topic_ids = topic_ids
+        policy = worker.policy
+        self._deltas = EmbeddingDeltas(embedding_folder(policy.model_dir, policy.policy, policy.spec_hash), worker.embeddings)
+        self._deltas_due_s = 0.0
         self._watch = StallWatch()
         self._lock = asyncio.Lock()
         self._assigned: frozenset[int] = frozenset()
@@ -96,6 +101,9 @@ class Training:
         """Write what is due. Offsets are committed only once they are in a checkpoint."""
         async with self._lock:
             try:
+                if self.worker.embeddings.tables and time.monotonic() >= self._deltas_due_s:
+                    await asyncio.to_thread(self._deltas.write)
+                    self._deltas_due_s = time.monotonic() + self.worker.settings.embedding_publish_interval_s
                 if self.worker.candidate_due(_now_ms()):
                     path = await asyncio.to_thread(self.worker.write_candidate, _now_ms())
                     if path is not None:

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,16 @@ class Checkpoint:
     columns: dict[str, npt.NDArray[Any]]
 
 
-def write_checkpoint(folder: Path, number: int, checkpoint: Checkpoint) -> Path:
-    """Write `ckpt-<number>` and delete all but the newest two. Raises CheckpointError where the disk refuses."""
+def checkpoint_folder(folder: Path, number: int) -> Path:
+    """Where a checkpoint is."""
+    return folder / f"ckpt-{number:08d}"
+
+
+def write_checkpoint(folder: Path, number: int, checkpoint: Checkpoint, add_to: Callable[[Path], None] | None = None) -> Path:
+    """Write `ckpt-<number>` and delete all but the newest two. Raises CheckpointError where the disk refuses.
+
+    `add_to` puts more into the folder, and on disk, before it appears: what is too large to go through memory.
+    """
     learner, columns = io.BytesIO(), io.BytesIO()
     torch.save(checkpoint.learner, learner)
     np.savez(columns, allow_pickle=False, **checkpoint.columns)  # type: ignore[arg-type, unused-ignore]
@@ -49,8 +58,8 @@ def write_checkpoint(folder: Path, number: int, checkpoint: Checkpoint) -> Path:
         COLUMNS: columns.getvalue(),
     }
     manifest = {name: {"bytes": len(content), "crc32": zlib.crc32(content)} for name, content in files.items()}
-    path = folder / f"ckpt-{number:08d}"
-    write_folder(path, {**files, MANIFEST: json.dumps(manifest, sort_keys=True).encode()})
+    path = checkpoint_folder(folder, number)
+    write_folder(path, {**files, MANIFEST: json.dumps(manifest, sort_keys=True).encode()}, add_to)
     for old in _numbered(folder)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)  # a left-over folder costs space, not correctness
     return path
@@ -68,12 +77,14 @@ def read_newest(folder: Path) -> tuple[int, Checkpoint] | None:
     return None
 
 
-def write_folder(path: Path, files: dict[str, bytes]) -> None:
+def write_folder(path: Path, files: dict[str, bytes], add_to: Callable[[Path], None] | None = None) -> None:
     """Make a folder appear with all its files, or not at all. Raises CheckpointError where the disk refuses."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
+        if add_to is not None:
+            add_to(temporary)
         for name, content in files.items():
             with (temporary / name).open("wb") as file:
                 file.write(content)

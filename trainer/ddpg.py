@@ -24,7 +24,9 @@ Where we differ from them:
 """
 
 import copy
-from typing import TypedDict
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -33,8 +35,9 @@ from torch import Tensor
 
 from schemas.action import ActionSpec
 from schemas.features import FeatureSpec
-from schemas.state_columns import StateColumns
+from schemas.state_columns import StateColumns, rows_input
 from trainer.adamw import AdamW, AdamWState
+from trainer.embedding_table import EmbeddingTable, Gathered
 from trainer.network import Network, StateTensors, state_tensors
 from trainer.replay import Transitions
 from trainer.settings import TrainerSettings
@@ -89,8 +92,17 @@ def cautious_gradient(gradient_BEA: Tensor, u_BA: Tensor, kappa: float) -> Tenso
 class DDPG:
     """One policy's learner. Deterministic: the same seed and the same calls give the same bits."""
 
-    def __init__(self, action: ActionSpec, features: FeatureSpec, settings: TrainerSettings, seed: int) -> None:
-        self.action_spec, self.feature_spec, self.settings = action, features, settings
+    def __init__(
+        self,
+        action: ActionSpec,
+        features: FeatureSpec,
+        settings: TrainerSettings,
+        seed: int,
+        tables: Mapping[str, EmbeddingTable] = MappingProxyType({}),
+    ) -> None:
+        """`tables`: one for each sequence whose table is dynamic. What they remember is not in `state_dict`."""
+        assert [*tables] == [feature.name for feature in features.dynamic], [*tables]
+        self.action_spec, self.feature_spec, self.settings, self.tables = action, features, settings, tables
         self.network = Network(action, features, settings, torch.Generator().manual_seed(seed))
         network, decay = self.network, settings.weight_decay
         critic_parameters = [weight for part in (network.encoder, network.value, network.advantages) for weight in part.parameters()]
@@ -112,8 +124,12 @@ class DDPG:
             min_variance=settings.normaliser_min_variance,
         )
 
-    def observe(self, rows: Transitions) -> None:
-        """Take new transitions into the normalisers, once each."""
+    def observe(self, rows: Transitions, now_s: int = 0) -> None:
+        """Take new transitions into the normalisers and the dynamic tables, once each; `now_s` is their event time."""
+        for name, table in self.tables.items():
+            keys = rows.state.sequences[name].ravel().view(np.uint64)
+            for start in range(0, len(keys), self.settings.embedding_hot_rows):
+                table.observe(keys[start : start + self.settings.embedding_hot_rows], now_s)
         self.features.update(rows.state.dense)
         self.rewards.update(rows.reward[:, None])
         self.reward_bound = max(self.reward_bound, float(np.abs(rows.reward).max(initial=0.0)))
@@ -124,8 +140,18 @@ class DDPG:
         return float(self.rewards.constants().std_N[0])
 
     def state_tensors(self, state: StateColumns) -> StateTensors:
-        """The network's input for states as served, normalised as of now."""
-        return state_tensors(state, self.features.constants(), self.feature_spec)
+        """The network's input for states as served, normalised and looked up as of now."""
+        matrices = {name: torch.from_numpy(self.rows(state, name)).view(len(state), -1, table.dim) for name, table in self.tables.items()}
+        return state_tensors(state, self.features.constants(), self.feature_spec, matrices)
+
+    def inputs(self, state: StateColumns) -> dict[str, npt.NDArray[Any]]:
+        """What the exported graph takes for these states."""
+        return {**state.inputs(), **{rows_input(name): self.rows(state, name) for name in self.tables}}
+
+    def rows(self, state: StateColumns, name: str) -> npt.NDArray[np.float32]:
+        """The embeddings [B, T * D] of a sequence whose table is dynamic."""
+        keys_BT = state.sequences[name]
+        return self.tables[name].weights(keys_BT.ravel().view(np.uint64)).reshape(len(keys_BT), -1)
 
     def act(self, state: StateColumns) -> npt.NDArray[np.float32]:
         """mu(s), [B, A], without exploration."""
@@ -164,7 +190,8 @@ class DDPG:
         u_BA = network.actor.half_ranges(torch.from_numpy(batch.action))
         used_BE = bootstrap_mask(batch.id_hash, batch.touched, settings.heads)
         next_value_B = self._next_values(batch)
-        code_BH = network.encoder(self.state_tensors(batch.state))
+        gathered, leaves, matrices = self._gather(batch.state)
+        code_BH = network.encoder(state_tensors(batch.state, self.features.constants(), self.feature_spec, matrices))
         value_B = network.value(code_BH)
         advantage_BE = network.advantages(code_BH, u_BA)
         advantage_B = advantage_BE.detach().mean(1) * touched_B
@@ -172,7 +199,9 @@ class DDPG:
         delta_B = residual_B - advantage_B
         loss_v = value_loss(delta_B + value_B.detach(), value_B)
         loss_a = advantage_loss(residual_B, advantage_BE, used_BE)
-        is_ok, norm = self._critic_optimiser.step(loss_v + loss_a)
+        is_ok, norm, gradients = self._critic_optimiser.step_with(loss_v + loss_a, leaves)
+        for table, rows, gradient in zip(self.tables.values(), gathered, gradients, strict=is_ok):
+            table.scatter(rows, gradient.numpy())
         q_max = float((value_B.detach() + advantage_B).abs().max()) * scale
         metrics = {
             "v_mean": float(value_B.detach().mean()) * scale,
@@ -183,6 +212,16 @@ class DDPG:
             "grad_norm": norm,
         }
         return is_ok, code_BH, metrics
+
+    def _gather(self, state: StateColumns) -> tuple[list[Gathered], list[Tensor], dict[str, Tensor]]:
+        """For each dynamic table: the rows that these states use, the same as a tensor to descend on, and the sequence's matrix of it."""
+        gathered = [table.gather(state.sequences[name].ravel().view(np.uint64)) for name, table in self.tables.items()]
+        leaves = [torch.from_numpy(rows.weights_UD.copy()).requires_grad_() for rows in gathered]
+        matrices = {
+            name: torch.nn.functional.embedding(torch.from_numpy(rows.inverse_B).view(len(state), -1), leaf)
+            for name, rows, leaf in zip(self.tables, gathered, leaves, strict=True)
+        }
+        return gathered, leaves, matrices
 
     def _next_values(self, batch: Transitions) -> Tensor:
         """V(s'), held. Where a session is done there is no s', and the target takes no value from it: 0."""

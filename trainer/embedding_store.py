@@ -15,9 +15,9 @@ import numpy.typing as npt
 from rocksdict import BlockBasedOptions, DataBlockIndexType, DBCompressionType, Options, Rdict, WriteBatch, WriteOptions
 from rocksdict import Checkpoint as Snapshot
 
+from headrace.id_index import Keys
 from headrace.settings import ConfigError
 from trainer.embedding_table import Records
-from trainer.id_index import Keys
 
 WRITE_BUFFER_BYTES = 32 << 20
 BLOCK_BYTES = 2 << 10

@@ -13,13 +13,14 @@ young, and hot or cold makes no difference to any result.
 Shape legend: B ids of a batch (0: no id), U distinct ids, D weights of a row, H hot rows.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from trainer.id_index import FIRST_KEY, IdIndex, Keys, Slots
+from headrace.id_index import FIRST_KEY, IdIndex, Keys, Slots
 
 Floats = npt.NDArray[np.float32]
 Records = npt.NDArray[np.uint32]
@@ -30,6 +31,9 @@ COLD, WAITING = -1, -2
 EPSILON = np.float32(1e-8)
 SLACK = 16
 """One in so many is put out, or forgotten, at a time beyond what is needed: looking for the oldest costs a pass over all."""
+
+
+ROWS_AT_ONCE = 1 << 18
 
 
 class ColdRows(Protocol):
@@ -85,7 +89,7 @@ class EmbeddingTable:
         self._is_unsent = np.zeros(limits.hot_rows, np.bool_)
         self._free = np.arange(limits.hot_rows - 1, -1, -1)
         self._free_count = limits.hot_rows
-        self._batch = 0
+        self._batch = self._waiting = 0
         self._counted: list[Keys] = []
         """Waiting ids whose times are not stored yet."""
         self._cooled: list[tuple[Keys, Floats]] = []
@@ -102,6 +106,7 @@ class EmbeddingTable:
         came = np.minimum(WAITING - index.places[slots[waits]] + times[waits], most)
         index.places[slots[waits]] = WAITING - came
         self._counted.append(keys[waits[came < most]])
+        self._waiting -= int(np.count_nonzero(came >= most))
         rows = self._bring_in(keys, slots, waits[came >= most])
         self._is_dirty[rows[rows >= 0]] = True
 
@@ -161,6 +166,7 @@ class EmbeddingTable:
         """Take in ids that the store has, as `flush` left them; `times` is 0 for admitted ones."""
         slots = self.index.insert(keys)
         self.index.seen[slots] = seen
+        self._waiting += int(np.count_nonzero(times))
         self.index.places[slots] = np.where(times == 0, COLD, WAITING - times.astype(np.int32))
 
     def unsent(self) -> tuple[Keys, Keys, Floats]:
@@ -177,10 +183,17 @@ class EmbeddingTable:
         self._cooled, self._gone = [], []
         return gone, newest[is_row], weights[::-1][last[is_row]]
 
+    def rows(self) -> Iterator[tuple[Keys, Floats]]:
+        """All rows [·, D] as they are now, in parts."""
+        slots = self.index.slots()
+        keys = self.index.keys[slots[self.index.places[slots] >= COLD]]
+        for start in range(0, len(keys), ROWS_AT_ONCE):
+            part = keys[start : start + ROWS_AT_ONCE]
+            yield part, self.weights(part)
+
     def gauges(self) -> dict[str, float]:
-        """How many ids are known, of them waiting, and rows in memory."""
-        waiting = int(np.count_nonzero(self.index.places[self.index.slots()] <= WAITING))
-        return {"ids": len(self.index), "waiting_ids": waiting, "hot_rows": self._limits.hot_rows - self._free_count}
+        """How many ids are known, of them waiting, and rows in memory. From any thread."""
+        return {"ids": len(self.index), "waiting_ids": self._waiting, "hot_rows": self._limits.hot_rows - self._free_count}
 
     def _bring_in(self, keys: Keys, slots: Slots, admitted: Slots) -> npt.NDArray[np.int64]:
         """The hot rows of distinct ids, after cold ones and those `admitted` now were brought in; -1 for ids without a row."""
@@ -209,6 +222,7 @@ class EmbeddingTable:
             self._forget_oldest(excess, slots[~is_new])
         at = self.index.insert(keys[is_new])
         self.index.places[at], self.index.seen[at] = WAITING, 0
+        self._waiting += new
         return self.index.find(keys)
 
     def _enter(self, keys: Keys, slots: Slots, cold: Slots, admitted: Slots) -> None:
@@ -266,6 +280,7 @@ class EmbeddingTable:
         keys, places = self.index.keys[slots], self.index.places[slots].astype(np.int64)
         self.index.remove(slots)
         self._release(places[places >= 0])
+        self._waiting -= int(np.count_nonzero(places <= WAITING))
         self._gone.append(keys[places >= COLD])
         is_left = [~np.isin(cooled, keys) for cooled, _ in self._cooled]
         self._cooled = [(cooled[left], weights[left]) for (cooled, weights), left in zip(self._cooled, is_left, strict=True)]

@@ -15,9 +15,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from schemas.features import ListFeature
 from schemas.id_hash import PADDING
 from schemas.policy import Candidate
-from schemas.state_columns import DENSE, IDS, PLAIN, list_input
+from schemas.state_columns import DENSE, IDS, PLAIN, list_input, rows_input
 from trainer.checkpoint import write_folder
 from trainer.ddpg import DDPG
 from trainer.network import ACTOR_REACH, NO_ATTENTION, Actor, AttentionBlock, Encoder, SequenceBlock, SetBlock
@@ -91,9 +92,9 @@ def _encoder(graph: _Graph, learner: DDPG, encoder: Encoder) -> str:
     for feature, block in zip(features.lists, encoder.blocks, strict=True):
         match block:
             case SequenceBlock():
-                parts.append(_sequence(graph, list_input(feature.name), block))
+                parts.append(_sequence(graph, feature, block))
             case AttentionBlock():
-                parts.append(_attention(graph, list_input(feature.name), block))
+                parts.append(_attention(graph, feature, block))
             case SetBlock():
                 parts.append(_set(graph, list_input(feature.name), block))
     code = graph.node("Concat", *parts, axis=1) if len(parts) > 1 else parts[0]
@@ -123,8 +124,15 @@ def _held(graph: _Graph, ids: str) -> str:
     return graph.node("Cast", graph.node("Not", is_padding), to=TensorProto.FLOAT)
 
 
-def _sequence(graph: _Graph, ids: str, block: SequenceBlock) -> str:
-    matrix = graph.node("Gather", graph.constant(block.table.weight), ids, axis=0)
+def _matrix(graph: _Graph, feature: ListFeature, table: nn.Embedding | None) -> str:
+    """The embeddings of a sequence [B, T, D]: of its table, or as they come in."""
+    if table is not None:
+        return graph.node("Gather", graph.constant(table.weight), list_input(feature.name), axis=0)
+    return graph.node("Reshape", rows_input(feature.name), graph.axes(-1, feature.length, feature.dim))
+
+
+def _sequence(graph: _Graph, feature: ListFeature, block: SequenceBlock) -> str:
+    ids, matrix = list_input(feature.name), _matrix(graph, feature, block.table)
     maps = graph.node("Transpose", matrix, perm=[0, 2, 1])
     weight_CDK = block.convolution.weight.reshape(block.convolution.out_features, block.kernel, -1).transpose(1, 2)
     weights = graph.constant(weight_CDK), graph.constant(block.convolution.bias)
@@ -137,8 +145,8 @@ def _sequence(graph: _Graph, ids: str, block: SequenceBlock) -> str:
     return graph.node("Concat", largest, graph.node("Div", total, count), axis=1)
 
 
-def _attention(graph: _Graph, ids: str, block: AttentionBlock) -> str:
-    matrix = graph.node("Gather", graph.constant(block.table.weight), ids, axis=0)
+def _attention(graph: _Graph, feature: ListFeature, block: AttentionBlock) -> str:
+    ids, matrix = list_input(feature.name), _matrix(graph, feature, block.table)
     score = matrix
     for layer in (block.key, block.query):
         score = graph.node("Add", graph.node("MatMul", score, graph.constant(layer.weight.T)), graph.constant(layer.bias))

@@ -6,7 +6,9 @@ code, A action numbers, E advantage heads.
 Inside, an action is u = (a - baseline) / half_range, so u = 0 is the baseline and every dimension has the same scale.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -28,21 +30,31 @@ NO_ATTENTION = -1e9
 """The score of a position that holds no id: its weight is 0 beside any other. (Minus infinity gives NaN where a sequence is empty.)"""
 
 
+DYNAMIC_BIAS = 0.1
+"""Rows of a dynamic table begin at zero: without a bias the ReLU behind them would have no gradient there, and they would stay."""
+
+
 @dataclass(frozen=True)
 class StateTensors:
-    """B normalised states: dense_BN and plain_BP float32, ids_BI int64, sequences_BT int64 in the order of the specification."""
+    """B normalised states: dense_BN and plain_BP float32, ids_BI int64, sequences_BT int64 in the order of the specification.
+
+    `matrices_BTD`: for each list the embeddings of its ids, looked up already, where its table is dynamic; else None.
+    """
 
     dense_BN: Tensor
     plain_BP: Tensor
     ids_BI: Tensor
     sequences_BT: tuple[Tensor, ...]
+    matrices_BTD: tuple[Tensor | None, ...]
 
 
-def state_tensors(columns: StateColumns, normalise: ZscoreConstants, features: FeatureSpec) -> StateTensors:
-    """The encoder's input for states as served."""
+def state_tensors(
+    columns: StateColumns, normalise: ZscoreConstants, features: FeatureSpec, matrices_BTD: Mapping[str, Tensor] = MappingProxyType({})
+) -> StateTensors:
+    """The encoder's input for states as served. `matrices_BTD`: of the sequences whose tables are dynamic."""
     sequences = tuple(torch.from_numpy(columns.sequences[feature.name]) for feature in features.lists)
     dense, plain, ids = (torch.from_numpy(column) for column in (normalise(columns.dense), columns.plain, columns.ids))
-    return StateTensors(dense, plain, ids, sequences)
+    return StateTensors(dense, plain, ids, sequences, tuple(matrices_BTD.get(feature.name) for feature in features.lists))
 
 
 class Linear(nn.Linear):
@@ -89,17 +101,24 @@ class SequenceBlock(nn.Module):
         super().__init__()
         self.kernel = kernel
         self.width = 2 * channels
-        self.table = embedding(feature.buckets, feature.dim, generator)
+        self.table = None if feature.is_dynamic else embedding(feature.buckets, feature.dim, generator)
         self.convolution = linear(feature.dim * kernel, channels, generator)
+        if feature.is_dynamic:
+            nn.init.constant_(self.convolution.bias, DYNAMIC_BIAS)
 
     @property
     def pads(self) -> tuple[int, int]:
         """Positions in front and behind that hold no id and keep the length T; the odd one is behind."""
         return (self.kernel - 1) // 2, self.kernel // 2
 
-    def forward(self, ids_BT: Tensor) -> Tensor:
-        """[B, 2C]; zero where a sequence is empty."""
-        matrix_SBD = self.table(nn.functional.pad(ids_BT, self.pads, value=PADDING).T)
+    def forward(self, ids_BT: Tensor, matrix_BTD: Tensor | None = None) -> Tensor:
+        """[B, 2C]; zero where a sequence is empty. `matrix_BTD` where the table is dynamic."""
+        if self.table is None:
+            assert matrix_BTD is not None
+            # contiguous, as WindowPool wants it: without padding it would be a view with time behind
+            matrix_SBD = nn.functional.pad(matrix_BTD.transpose(0, 1), (0, 0, 0, 0, *self.pads)).contiguous()
+        else:
+            matrix_SBD = self.table(nn.functional.pad(ids_BT, self.pads, value=PADDING).T)
         held_TB1 = (ids_BT != PADDING).to(matrix_SBD.dtype).T.unsqueeze(2)
         best_BC, total_BC = WindowPool.apply(matrix_SBD, held_TB1, self.convolution.weight, self.convolution.bias)  # type: ignore[no-untyped-call]
         return torch.cat([best_BC, total_BC / held_TB1.sum(0).clamp(min=1.0)], dim=1)
@@ -111,13 +130,14 @@ class AttentionBlock(nn.Module):
     def __init__(self, feature: SequenceFeature, generator: torch.Generator) -> None:
         super().__init__()
         self.width = feature.dim
-        self.table = embedding(feature.buckets, feature.dim, generator)
+        self.table = None if feature.is_dynamic else embedding(feature.buckets, feature.dim, generator)
         self.key = linear(feature.dim, feature.dim, generator)
         self.query = linear(feature.dim, 1, generator)
 
-    def forward(self, ids_BT: Tensor) -> Tensor:
-        """[B, D]; zero where a sequence is empty."""
-        matrix_BTD = self.table(ids_BT)
+    def forward(self, ids_BT: Tensor, matrix_BTD: Tensor | None = None) -> Tensor:
+        """[B, D]; zero where a sequence is empty. `matrix_BTD` where the table is dynamic."""
+        matrix_BTD = matrix_BTD if self.table is None else self.table(ids_BT)
+        assert matrix_BTD is not None
         score_BT = self.query(torch.tanh(self.key(matrix_BTD))).squeeze(2)
         weight_BT = torch.softmax(score_BT.masked_fill(ids_BT == PADDING, NO_ATTENTION), dim=1)
         intent_BD: Tensor = (weight_BT.unsqueeze(2) * matrix_BTD).sum(1)  # padding's embedding is zero
@@ -133,7 +153,7 @@ class SetBlock(nn.Module):
         self.pooling = feature.pooling
         self.table = embedding(feature.buckets, feature.dim, generator)
 
-    def forward(self, ids_BT: Tensor) -> Tensor:
+    def forward(self, ids_BT: Tensor, _: Tensor | None = None) -> Tensor:
         """[B, D]; zero where a set is empty."""
         return nn.functional.embedding_bag(ids_BT, self.table.weight, mode=self.pooling, padding_idx=PADDING)
 
@@ -169,7 +189,8 @@ class Encoder(nn.Module):
     def forward(self, state: StateTensors) -> Tensor:
         parts = [state.dense_BN, state.plain_BP]
         parts += [table(state.ids_BI[:, column]) for column, table in enumerate(self.tables)]
-        parts += [block(ids_BT) for block, ids_BT in zip(self.blocks, state.sequences_BT, strict=True)]
+        lists = zip(self.blocks, state.sequences_BT, state.matrices_BTD, strict=True)
+        parts += [block(ids_BT, matrix_BTD) for block, ids_BT, matrix_BTD in lists]
         code_BH = torch.cat(parts, dim=1)
         for i, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
             code_BH = norm(layer(code_BH))

@@ -100,7 +100,8 @@ class ReplayBuffer:
             shapes[f"{name}.plain"] = ((features.plain_size,), np.float32)
             shapes[f"{name}.ids"] = ((len(features.tables),), np.int32)  # half the memory: no table has 2**31 rows
             for sequence in features.lists:
-                shapes[f"{name}.seq.{sequence.name}"] = ((sequence.length,), np.int32)
+                are_keys = sequence in features.dynamic
+                shapes[f"{name}.seq.{sequence.name}"] = ((sequence.length,), np.int64 if are_keys else np.int32)
         self._columns = {name: np.zeros((capacity, *shape), dtype) for name, (shape, dtype) in shapes.items()}
 
     def add(self, rows: Transitions) -> None:

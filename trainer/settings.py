@@ -43,6 +43,18 @@ class TrainerSettings(Section):
     )
     holdout_capacity: int = Field(1024, ge=2, description="newest held-out transitions")
     min_transitions: int = Field(1_000, ge=2, description="no gradient step and no candidate before so many transitions")
+    embedding_admission_count: int = Field(2, ge=1, description="an id of a dynamic table gets a row when it has come so many times")
+    embedding_max_age_s: int = Field(30 * 86_400, ge=1, description="it is forgotten when it has not come for so long, in event time")
+    embedding_capacity_ids: int = Field(
+        10_000_000,
+        ge=1_000,
+        description="known ids of a dynamic table; beyond it those that came longest ago are forgotten (27 bytes each)",
+    )
+    embedding_hot_rows: int = Field(
+        1_000_000, ge=1_000, description="rows of a dynamic table in memory; the others are in RocksDB, below stream.state_dir"
+    )
+    embedding_learning_rate: float = Field(0.05, gt=0.0, description="AdaGrad step size of dynamic tables")
+    embedding_publish_interval_s: float = Field(1.0, gt=0.0, description="how often rows that changed are written for serving")
     checkpoint_interval_s: float = Field(20.0, gt=0.0)
     candidate_interval_s: float = Field(10.0, gt=0.0)
     torch_threads: int = Field(1, ge=1, description="threads of one gradient step; more rarely pays at these sizes")
@@ -52,6 +64,10 @@ class TrainerSettings(Section):
         if self.normaliser_warm_up_rows > self.min_transitions:
             raise ValueError(
                 f"normaliser_warm_up_rows {self.normaliser_warm_up_rows} must not exceed min_transitions {self.min_transitions}"
+            )
+        if self.embedding_hot_rows > self.embedding_capacity_ids:
+            raise ValueError(
+                f"embedding_hot_rows {self.embedding_hot_rows} must not exceed embedding_capacity_ids {self.embedding_capacity_ids}"
             )
         if self.dedup_horizon < self.replay_capacity:
             raise ValueError(f"dedup_horizon {self.dedup_horizon} must not be below replay_capacity {self.replay_capacity}")

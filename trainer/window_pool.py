@@ -20,6 +20,7 @@ class WindowPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, matrix_SBD: Tensor, held_TB1: Tensor, weight: Tensor, bias_C: Tensor) -> tuple[Tensor, Tensor]:
         """The maximum starts at 0, which a held position's map never is below: padding does not count."""
+        assert matrix_SBD.is_contiguous(), matrix_SBD.stride()  # else the views below are copies, and backward writes into them
         rows, weights = _by_place(matrix_SBD, held_TB1, weight)
         maps = torch.addmm(bias_C, rows[0], weights[0].T)
         for row, weight_CD in zip(rows[1:], weights[1:], strict=True):

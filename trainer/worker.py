@@ -24,8 +24,9 @@ from schemas.drift import DenseReference, dense_reference, stability_index
 from schemas.features import differences
 from schemas.policy import ARRIVAL_BIN_MS, Candidate, Lineage, Normaliser
 from schemas.topics import TRANSITIONS
-from trainer.checkpoint import Checkpoint, CheckpointError, read_newest, write_checkpoint
+from trainer.checkpoint import Checkpoint, CheckpointError, checkpoint_folder, read_newest, write_checkpoint
 from trainer.ddpg import DDPG, DDPGState
+from trainer.embeddings import Embeddings
 from trainer.export import actor_onnx, write_candidate
 from trainer.gate_metrics import gate_metrics
 from trainer.preprocess import STAGE, Preprocess
@@ -42,6 +43,8 @@ CHECKPOINT_FORMAT = 5
 are, 3 still had one of these two faults, the one or the other, 4 no discount of each row."""
 REFERENCE_ROWS, NEWEST_ROWS = 4096, 1024
 """Of the replay buffer: what a version's dense features are described by, and what is compared with it. Without drift their PSI is 0.01."""
+SCRATCH = "work"
+"""Folder beside the checkpoints: rows of dynamic tables that are not in memory."""
 SHAPING_SETTINGS = ("hidden", "head_hidden", "channels", "kernel", "heads")
 """Settings that shape the network: a checkpoint is of exactly these."""
 
@@ -67,6 +70,8 @@ class _Progress(msgspec.Struct):
     step_debt: float = 0.0
     candidates: int = 0
     learned_at_candidate: int = 0
+    event_s: int = 0
+    """Newest event time of a transition: by it ids are old."""
     versions: list[str] = []
     learned_from: dict[str, int] = {}
     arrivals_ms: dict[int, int] = {}
@@ -79,7 +84,13 @@ class Worker:
     def __init__(self, settings: TrainerSettings, policy: PolicySettings, state_dir: Path, code_version: str, seed: int) -> None:
         torch.set_num_threads(settings.torch_threads)
         self.settings, self.policy, self.code_version, self.seed = settings, policy, code_version, seed
-        self.learner = DDPG(policy.action, policy.features, settings, seed)
+        self._folder = state_dir / "trainer" / policy.policy
+        newest = read_newest(self._folder)
+        if newest is not None:
+            self._require_shape(newest[1])
+        copy = checkpoint_folder(self._folder, newest[0]) if newest else None
+        self.embeddings = Embeddings(policy.features, settings, self._folder / SCRATCH, copy)
+        self.learner = DDPG(policy.action, policy.features, settings, seed, self.embeddings.tables)
         self.replay = ReplayBuffer(policy.features, policy.action.size, settings.replay_capacity)
         self.held_out = ReplayBuffer(policy.features, policy.action.size, settings.holdout_capacity)
         self.metrics: dict[str, float] = {}
@@ -88,14 +99,12 @@ class Worker:
         self._seen = SeenIds(settings.dedup_horizon)
         self._rng = np.random.default_rng(seed)
         self._progress = _Progress()
-        self._folder = state_dir / "trainer" / policy.policy
         self._candidates = policy.model_dir / policy.policy / "candidates"
         self._checkpoint_number = 0
         self._checkpoint_ms: int | None = None
         self._candidate_ms: int | None = None
         self._is_dirty = False
         self._counts: Counter[Count] = Counter()
-        newest = read_newest(self._folder)
         if newest is not None:
             self._load(*newest)
 
@@ -137,7 +146,7 @@ class Worker:
     def gauges(self) -> dict[str, float]:
         """What the worker looks like now, for /metrics."""
         held = {"replay_rows": self.replay.size, "gradient_steps": self.learner.steps, "skipped_steps": self.learner.skipped_steps}
-        return {**held, **self._taken(), **self.metrics, **self._drift}
+        return {**held, **self._taken(), **self.metrics, **self._drift, **self.embeddings.gauges()}
 
     def _taken(self) -> dict[str, float]:
         progress = self._progress
@@ -163,6 +172,8 @@ class Worker:
         is_first = self._seen.first_seen(opened.rows.id_hash)
         is_amendment = ~is_first & (opened.revision > 0)
         learned.counts[Count("ignored", "duplicate")] += int((~is_first & ~is_amendment).sum())
+        if batch.num_rows:
+            self._progress.event_s = max(self._progress.event_s, pc.max(batch.column("ts_ms")).as_py() // 1000)
         worth_steps = self._remember(opened.rows.take(is_first))
         if is_amendment.any():
             learned.counts[Count("ignored", "amendment_too_late")] += self._amend(opened.rows.take(is_amendment))
@@ -177,7 +188,8 @@ class Worker:
 
     def checkpoint(self, now_ms: int) -> Path:
         """Write everything remembered. Once it returns, `offsets` may be committed. Raises CheckpointError."""
-        path = write_checkpoint(self._folder, self._checkpoint_number + 1, self._checkpoint())
+        self.embeddings.forget_old(self._progress.event_s)
+        path = write_checkpoint(self._folder, self._checkpoint_number + 1, self._checkpoint(), self.embeddings.copy_into)
         self._checkpoint_number += 1
         self._checkpoint_ms = now_ms
         self._is_dirty = False
@@ -212,7 +224,7 @@ class Worker:
                 learned_from=dict(sorted(progress.learned_from.items())),
             ),
             arrivals_ms={str(start): count for start, count in sorted(progress.arrivals_ms.items())},
-            golden_inputs={name: values.tolist() for name, values in golden.inputs().items()},
+            golden_inputs={name: values.tolist() for name, values in self.learner.inputs(golden).items()},
             golden_action=self.learner.act(golden)[0].tolist(),
             dense_reference=reference,
         )
@@ -241,7 +253,7 @@ class Worker:
         """Take in new rows. Gives how many gradient steps they are worth."""
         # the hash's low half decides who is held out, its high bits which heads use a row: the two are independent
         is_held_out = (rows.id_hash & np.uint64(0xFFFFFFFF)) < np.uint64(int(self.settings.holdout_share * 2**32))
-        self.learner.observe(rows)
+        self.learner.observe(rows, self._progress.event_s)
         self.held_out.add(rows.take(is_held_out))
         kept = rows.take(~is_held_out)
         self.replay.add(kept)
@@ -325,7 +337,7 @@ class Worker:
         }
         return Checkpoint(progress, dict(self.learner.state_dict()), {**columns, "seen": self._seen.state_dict()})
 
-    def _load(self, number: int, checkpoint: Checkpoint) -> None:
+    def _require_shape(self, checkpoint: Checkpoint) -> None:
         made, now = checkpoint.progress["shape"], self._shape()
         changed = sorted(name for name in now if made.get(name) != now[name])
         if changed:
@@ -333,6 +345,8 @@ class Worker:
             if "spec_hash" in changed and "features" in checkpoint.progress:
                 was += f", features: {differences(checkpoint.progress['features'], self.policy.features)}"
             raise CheckpointError(f"checkpoints in {self._folder} were made with {was}; set it back, or move the folder away to start anew")
+
+    def _load(self, number: int, checkpoint: Checkpoint) -> None:
         self._checkpoint_number = number
         self._progress = msgspec.convert(checkpoint.progress["progress"], _Progress, str_keys=True)
         self._counts = Counter({Count(name, label): number for name, label, number in self._progress.counts})

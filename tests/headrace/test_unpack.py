@@ -1,5 +1,8 @@
 """What one fetch brings of a partition, as bytes, becomes its records and the offset behind them."""
 
+import gc
+import weakref
+
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.consumer.fetcher import READ_COMMITTED, READ_UNCOMMITTED, PartitionRecords
@@ -94,3 +97,15 @@ def test_a_batch_that_was_damaged_on_its_way_is_refused() -> None:
 def test_records_are_what_the_application_makes_of_them() -> None:
     made, _, _ = unpack(fetched(batch(5, b"a", b"b") + batch(7, b"c"), 6), lambda records: [record.value for record in records])
     assert made == [b"b", b"c"]
+
+
+def test_what_was_fetched_goes_with_its_last_user_without_the_collector() -> None:
+    part = fetched(batch(5, b"a"), 5)
+    still_there = weakref.ref(part)
+    gc.disable()
+    try:
+        unpack(part)
+        del part
+        assert still_there() is None
+    finally:
+        gc.enable()

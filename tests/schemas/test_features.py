@@ -266,7 +266,7 @@ def test_a_wrong_id_older_than_the_sequence_is_long_is_not_looked_at() -> None:
 MALFORMED = [
     ({}, "at least one feature"),
     ({"dense": [{"name": "x"}], "ids": [{"name": "x"}]}, "features named twice: x"),
-    ({"ids": [{"name": "x", "table": "dynamic"}]}, "dynamic tables are not supported"),
+    ({"ids": [{"name": "x", "table": "dynamic"}]}, "only sequences have dynamic tables"),
     ({"ids": [{"name": "x", "table": "magic"}]}, "Input should be 'hash'"),
     ({"dense": [{"name": "x"}], "ids": [{"name": "y", "source": "x"}]}, "'x' of a state is read by x as a number, y as a string"),
     ({"dense": [{"name": "x"}, {"name": "y", "source": "x", "default": 1.0}]}, "'x' of a state has two defaults, of x and of y"),
@@ -303,7 +303,7 @@ def test_the_difference_of_two_specifications_is_told_by_feature() -> None:
 
 
 def test_the_memory_of_ids_is_bounded_and_forgetting_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    hashes = id_hash._IdHashes()
+    hashes = id_hash._IdHashes(lambda value: crc32(value.encode()))
     monkeypatch.setattr(id_hash._IdHashes, "ENTRIES", 10)
     names = [f"i-{number % 23}" for number in range(100)] + ["", "x" * 65]
     assert [hashes[name] for name in names] == [crc32(name.encode()) if name else -1 for name in names]
@@ -333,7 +333,7 @@ LISTS = [
 
 @pytest.mark.parametrize("lists", LISTS)
 def test_lists_of_ids_are_taken_apart_as_a_json_decoder_does(lists: list[bytes]) -> None:
-    values, lengths = text_lists(lists, 9)
+    values, lengths, _ = text_lists(lists, 9)
     opened = [json.loads(ids) for ids in lists]
     assert values.to_pylist() == [value for ids in opened for value in ids]
     assert lengths.tolist() == [len(ids) for ids in opened]

@@ -17,9 +17,10 @@ from headrace.policy_settings import PolicySettings
 from headrace.settings import ConfigError
 from headrace.train_serve import TOLERANCE, asked_over_http, compare, random_states
 from schemas.exposure import Exposure
-from schemas.features import DenseFeature, FeatureSpec
+from schemas.features import DenseFeature, FeatureSpec, SequenceFeature
 from schemas.policy import Candidate, Lineage, Normaliser
 from schemas.state_columns import StateColumns
+from schemas.state_reader import StateReader
 from schemas.transition import transition_schema
 from serving.messages import FeaturesResponse
 from serving.versions import ModelStore
@@ -227,3 +228,17 @@ def test_before_the_first_version_the_inputs_are_compared() -> None:
         return FeaturesResponse(spec_hash=only_x.spec_hash, model_version="", inputs={"dense": dense}, normalised=[])
 
     assert compare(only_x, ask, 100, seed=0) == ("", 100, {"dense": 0.0})
+
+
+def test_of_dynamic_tables_the_keys_are_compared_and_not_the_rows(tmp_path: Path) -> None:
+    features = FeatureSpec(sequences=(SequenceFeature(name="recent", length=4, table="dynamic"),))
+    policy = PolicySettings(policy="fusion", action=ACTION, features=features, model_dir=tmp_path)
+    shift = 0
+
+    def ask(states: Any) -> FeaturesResponse:
+        keys = StateReader(features).columns(states).sequences["recent"] + shift
+        return FeaturesResponse(spec_hash=policy.spec_hash, model_version="", inputs={"seq_recent": keys.tolist()}, normalised=[])
+
+    assert compare(policy, ask, states=500, seed=1) == ("", 500, {"seq_recent": 0.0})
+    shift = 1 << 20
+    assert not compare(policy, ask, states=500, seed=1).holds

@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 from faust.types import TP
-from transition_log import batches, policy_settings, small_settings
+from transition_log import action_spec, batches, policy_settings, small_settings
 
+from headrace.embedding_files import embedding_folder, numbers
+from headrace.policy_settings import PolicySettings
 from headrace.settings import ConfigError
 from headrace.step import Record
 from schemas.codec import encode_batch
+from schemas.features import DenseFeature, FeatureSpec, SequenceFeature
 from schemas.topics import TRANSITIONS
 from trainer.agent import Training
 from trainer.worker import Worker
@@ -114,3 +117,24 @@ async def test_a_trainer_through_which_nothing_comes_any_more_ends(tmp_path: Pat
     with pytest.raises(ConfigError, match="trainer transitions 0: the consumer stalled"):
         for _ in range(6):
             await agent.on_watch()
+
+
+async def test_rows_of_dynamic_tables_are_written_when_their_interval_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    features = FeatureSpec(dense=(DenseFeature(name="x"),), sequences=(SequenceFeature(name="recent", length=5, dim=4, table="dynamic"),))
+    policy = PolicySettings(action=action_spec(2), features=features, model_dir=tmp_path / "models")
+    settings = small_settings(embedding_publish_interval_s=10.0, embedding_admission_count=1, candidate_interval_s=1e9)
+    worker = Worker(settings, policy, tmp_path / "state", "0.1.0", seed=7)
+    agent = Training(SimpleNamespace(consumer=Consumer()), worker, SimpleNamespace(), Topics())  # type: ignore[arg-type]
+    folder = embedding_folder(policy.model_dir, policy.policy, policy.spec_hash)
+    clock_s = [100.0]
+    monkeypatch.setattr("trainer.agent.time", SimpleNamespace(monotonic=lambda: clock_s[0], time=lambda: 0.0))
+    await agent.on_assigned({TP0: None})
+    await agent.on_batch(delivered(0, 3))
+    written = []
+    for now_s in (100.0, 109.0, 110.0):
+        clock_s[0] = now_s
+        await agent.on_timer()
+        worker.learn(0, int(now_s) + 1, batches(int(now_s), 1, start=40 * int(now_s))[0], 0)
+        written.append(len(numbers(folder)))
+    assert written == [2, 2, 3]  # all rows and the start, nothing, one delta
+    worker.embeddings.close()

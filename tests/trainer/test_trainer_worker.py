@@ -256,7 +256,7 @@ def test_a_checkpoint_goes_on_with_another_learning_rate_and_replay_size(tmp_pat
 def test_rewards_of_a_size_that_overflows_are_survived(tmp_path: Path) -> None:
     made = fed(tmp_path, 3)
     rng = np.random.default_rng(0)
-    made.learn(0, 30, batch([row(900 + i, page(rng), None, reward=3e38) for i in range(40)]), 0)
+    made.learn(0, 30, batch([row(900 + i, page(rng), None, **{"return": 3e38}) for i in range(40)]), 0)
     assert all(bool(torch.isfinite(weight).all()) for weight in weights(made).values())
     assert made.write_candidate(1) is not None
 

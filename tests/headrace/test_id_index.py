@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.id_index import _GOLDEN, EMPTY, GONE, MAX_LOAD, IdIndex
+from headrace.id_index import _GOLDEN, EMPTY, GONE, MAX_LOAD, IdIndex
 
 
 def colliding(count: int, start: int = 0) -> np.ndarray:
