@@ -39,13 +39,8 @@ class Join(StatefulBatchLogic[Event, bytes, bytes]):
         self._partition: Partition = Partition(window_ms) if snapshot is None else pickle.loads(snapshot)
 
     def on_batch(self, values: list[Event]) -> tuple[Iterable[bytes], bool]:
-        partition = self._partition
-        for is_exposure, event in values:
-            if is_exposure:
-                partition.on_exposure(event)
-            else:
-                partition.on_feedback(event)
-        return partition.close(), StatefulBatchLogic.RETAIN
+        self._partition.on_events(values)
+        return self._partition.close(), StatefulBatchLogic.RETAIN
 
     def snapshot(self) -> bytes:
         return pickle.dumps(self._partition, pickle.HIGHEST_PROTOCOL)

@@ -77,13 +77,8 @@ class Join(StatefulBatchLogic[tuple[bool, dict[str, Any]], bytes, None]):
         self._partition = Partition(window_ms)
 
     def on_batch(self, values: list[tuple[bool, dict[str, Any]]]) -> tuple[Iterable[bytes], bool]:
-        partition = self._partition
-        for is_exposure, event in values:
-            if is_exposure:
-                partition.on_exposure(event)
-            else:
-                partition.on_feedback(event)
-        return partition.close(), StatefulBatchLogic.RETAIN
+        self._partition.on_events(values)
+        return self._partition.close(), StatefulBatchLogic.RETAIN
 
     def snapshot(self) -> None:
         """Nothing is durable."""

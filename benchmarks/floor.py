@@ -67,6 +67,14 @@ class Partition:
             self._early[pair] = ts_ms
             self._oldest_early.append((ts_ms, pair))
 
+    def on_events(self, events: list[tuple[bool, dict[str, Any]]]) -> None:
+        """A batch of both topics: whether each is an exposure, and the decoded message."""
+        for is_exposure, event in events:
+            if is_exposure:
+                self.on_exposure(event)
+            else:
+                self.on_feedback(event)
+
     def _label(self, row: Row, reacted_ms: int) -> None:
         delay_ms = reacted_ms - row[0]
         if 0 <= delay_ms <= self._window_ms:
