@@ -321,9 +321,9 @@ class Stage:
             for tp in tps
             if tp in assigned
         }
-        stalled = self._watch.stalled({**signs, "group": consumer.heard_s()})
-        if stalled is not None:
-            stop_at_once(ConfigError(f"{self.name} {stalled}: the consumer stalled, or no broker answers it"))
+        fault = self._watch.fault(self.name, signs, consumer.heard_s())
+        if fault is not None:
+            stop_at_once(fault)
 
     async def _carry_out(self, partition: Partition, outcome: Outcome, offsets: dict[str, int]) -> None:
         messages: list[tuple[str, bytes | None, bytes]] = [(output.topic, None, output.value) for output in outcome.outputs]

@@ -2,6 +2,8 @@
 
 from collections.abc import Hashable, Mapping
 
+from headrace.settings import ConfigError
+
 STALL_LOOKS = 4
 """So many looks without any life in a part of it, and the worker has stalled."""
 
@@ -20,3 +22,8 @@ class StallWatch:
             looks[name] = sign, unchanged + 1 if sign == last else 0
         self._unchanged = looks
         return next((name for name, (_, unchanged) in looks.items() if unchanged >= STALL_LOOKS), None)
+
+    def fault(self, service: str, signs: Mapping[str, Hashable], heard_s: float) -> ConfigError | None:
+        """What to end a service with that has stalled. `signs` are those of its partitions, `heard_s` is when its group last answered."""
+        name = self.stalled({**signs, "group": heard_s})
+        return None if name is None else ConfigError(f"{service} {name}: the consumer stalled, or no broker answers it")

@@ -17,7 +17,7 @@ from headrace.embedding_files import embedding_folder
 from headrace.metrics import StageMetrics
 from headrace.policy_settings import PolicySettings
 from headrace.producer import StreamProducer
-from headrace.settings import ConfigError, StreamSettings
+from headrace.settings import StreamSettings
 from headrace.stage import stop_at_once
 from headrace.stall import STALL_LOOKS, StallWatch
 from headrace.step import Count, Record
@@ -123,9 +123,9 @@ class Training:
             f"{TRANSITIONS} {partition}": (self.worker.offsets.get(partition), consumer.caught_up_at_s(TP(TRANSITIONS, partition)))
             for partition in self._assigned
         }
-        stalled = self._watch.stalled({**signs, "group": consumer.heard_s()})
-        if stalled is not None:
-            stop_at_once(ConfigError(f"trainer {stalled}: the consumer stalled, or no broker answers it"))
+        fault = self._watch.fault("trainer", signs, consumer.heard_s())
+        if fault is not None:
+            stop_at_once(fault)
 
     def _looks(self) -> dict[int, tuple[Counter[Count], dict[str, float]]]:
         looks: dict[int, tuple[Counter[Count], dict[str, float]]] = {

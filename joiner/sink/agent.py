@@ -206,9 +206,9 @@ class Sink:
         assigned = consumer.assignment() if self.partitions else ()
         free = {TP(self._settings.topic, part.number): part for part in self.partitions.values() if not part.target_in_use.locked()}
         signs = {f"{tp.topic} {tp.partition}": (part.received, consumer.caught_up_at_s(tp)) for tp, part in free.items() if tp in assigned}
-        stalled = self._watch.stalled({**signs, "group": consumer.heard_s()})
-        if stalled is not None:
-            stop_at_once(ConfigError(f"sink {stalled}: the consumer stalled, or no broker answers it"))
+        fault = self._watch.fault("sink", signs, consumer.heard_s())
+        if fault is not None:
+            stop_at_once(fault)
 
     def _looks(self) -> dict[int, tuple[Counter[Count], dict[str, float]]]:
         now_s = time.time()
