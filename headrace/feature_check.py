@@ -17,6 +17,7 @@ from schemas.features import (
     DenseFeature,
     FeatureSpec,
     IdFeature,
+    ListedFeature,
     MultiIdFeature,
     SequenceFeature,
     VectorFeature,
@@ -94,13 +95,11 @@ class FeatureCheck:
                 self._keep(feature.name, (float(np.linalg.norm(vector)) for vector in values))
 
     def _is_right(self, name: str, reader: StateReader, state: State) -> bool:
-        try:
-            reader.columns([state])
-        except WrongStateError as error:
+        why = _why_wrong(reader, state)
+        if why is not None:
             self._wrong[name] += 1
-            self._example.setdefault(name, str(error))
-            return False
-        return True
+            self._example.setdefault(name, why)
+        return why is None
 
     def _keep(self, name: str, numbers: Iterable[float]) -> None:
         self._numbers.setdefault(name, []).append(np.fromiter(numbers, np.float64))
@@ -110,8 +109,8 @@ class FeatureCheck:
             return
         try:
             rows = self._reader.columns(states).ids
-        except WrongStateError:
-            return  # said of the feature itself
+        except WrongStateError:  # which ones, is said of the feature itself
+            rows = self._reader.columns([state for state in states if _why_wrong(self._reader, state) is None]).ids
         first = len(self._spec.tables) - len(self._spec.crosses)
         for place, feature in enumerate(self._spec.crosses, first):
             self._crossed[feature.name].update(np.unique(rows[:, place]).tolist())
@@ -150,12 +149,20 @@ class FeatureCheck:
             case BinarySequenceFeature():
                 made |= _of_values(values) | {"codes": feature.rows - 1}
             case IdFeature():
-                made |= _of_values(values) | {"shared_rows": _shared_rows(values, feature.buckets)}
+                made |= _of_values(values) | {"shared_rows": _shared_rows(values, feature)}
             case MultiIdFeature() | SequenceFeature():
-                made |= _of_values(values) | {"shared_rows": _shared_rows(values, feature.buckets)}
+                made |= _of_values(values) | {"shared_rows": _shared_rows(values, feature)}
                 made |= {"ids_p50": _quantile(numbers, 50), "ids_p95": _quantile(numbers, 95)}
                 made |= {"cut": float((numbers > feature.length).mean()) if len(numbers) else None}
         return made | {"problems": list(_problems(made, feature, self._example.get(feature.name, "")))}
+
+
+def _why_wrong(reader: StateReader, state: State) -> str | None:
+    try:
+        reader.columns([state])
+    except WrongStateError as error:
+        return str(error)
+    return None
 
 
 def _alone(feature: Any) -> FeatureSpec:
@@ -212,12 +219,14 @@ def _of_values(values: Counter[str]) -> dict[str, Any]:
     }
 
 
-def _shared_rows(values: Counter[str], buckets: int) -> float | None:
+def _shared_rows(values: Counter[str], feature: ListedFeature) -> float | None:
     """Share of the distinct ids that have their row of the table with another one."""
     ids = [value for value in values if value]
     if not ids:
         return None
-    _, places, users = np.unique(rows_of(crcs(ids, len(ids)), buckets), return_inverse=True, return_counts=True)
+    if feature.is_dynamic:
+        return 0.0
+    _, places, users = np.unique(rows_of(crcs(ids, len(ids)), feature.buckets), return_inverse=True, return_counts=True)
     return float((users[places] > 1).mean())
 
 

@@ -148,6 +148,8 @@ def markdown_table(spec: FeatureSpec) -> str:
                 how += f", {described['size']} numbers"
             row_count = getattr(feature, "rows", described.get("buckets"))
             table = f"{row_count:,} x {described['dim']}" if row_count else ""
+            if described.get("table") == "dynamic":
+                table = f"dynamic x {described['dim']}"
             default = "" if described.get("default") in (None, "", []) else described["default"]
             rows.append(f"| `{feature.name}` | {kind} | `{reads}` | {default} | {how.strip(', ')} | {table} |")
     return "\n".join(rows).replace("|  |", "| |").replace("|  |", "| |")

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, WithJsonSchema, field_serializer, field_validator, model_validator
 
@@ -36,19 +36,20 @@ class _Feature(BaseModel):
         return self.source or self.name
 
 
-class _HashedFeature(BaseModel):
-    """Ids that are hashed into `buckets` rows of an embedding table of `dim` columns."""
+class _Embedded(BaseModel):
+    """Ids with embeddings of `dim` columns. Table `hash`: they are hashed into `buckets` rows.
 
-    table: Literal["hash"] = "hash"
+    `dynamic`: no two ids share a row, the rows lie outside of the network, and `buckets` means nothing: docs/embeddings.md.
+    """
+
+    table: Literal["hash", "dynamic"] = "hash"
     buckets: int = Field(1024, ge=2, lt=1 << 31)
     dim: int = Field(8, ge=1)
 
-    @field_validator("table", mode="before")
-    @classmethod
-    def _known_table(cls, table: Any) -> Any:
-        if table == "dynamic":
-            raise ValueError('only sequences have dynamic tables; use "hash" with enough buckets')
-        return table
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether its embeddings lie outside of the network."""
+        return self.table == "dynamic"
 
 
 class DenseFeature(_Feature):
@@ -80,13 +81,15 @@ class DenseFeature(_Feature):
         return "nan" if math.isnan(default) else default
 
 
-class IdFeature(_Feature, _HashedFeature):
+class IdFeature(_Feature, _Embedded):
     """A category; `default` where a state does not have it (empty: no id, row 0)."""
 
     default: str = ""
+    length: ClassVar[int] = 1
+    """With a dynamic table it is a list of one."""
 
 
-class MultiIdFeature(_Feature, _HashedFeature):
+class MultiIdFeature(_Feature, _Embedded):
     """A set of ids, the newest `length` of a list: their embeddings are pooled into one."""
 
     default: tuple[str, ...] = ()
@@ -94,30 +97,18 @@ class MultiIdFeature(_Feature, _HashedFeature):
     pooling: Literal["mean", "sum", "max"] = "mean"
 
 
-class SequenceFeature(_Feature, _HashedFeature):
+class SequenceFeature(_Feature, _Embedded):
     """The newest `length` ids of a list, in order; shorter lists are padded in front.
 
     `cnn`: the matrix of their embeddings goes through a 1-D CNN, then maximum and mean. `attention`: their embeddings' mean, weighted by
-    a learned query. With a `dynamic` table no two ids share a row and `buckets` means nothing: docs/embeddings.md.
+    a learned query.
     """
-
-    table: Literal["hash", "dynamic"] = "hash"  # type: ignore[assignment]
 
     default: tuple[str, ...] = ()
     length: int = Field(20, ge=1)
     pooling: Literal["cnn", "attention"] = "cnn"
     buckets: int = Field(4096, ge=2, lt=1 << 31)
     dim: int = Field(16, ge=1)
-
-    @field_validator("table", mode="before")
-    @classmethod
-    def _known_table(cls, table: Any) -> Any:
-        return table
-
-    @property
-    def is_dynamic(self) -> bool:
-        """Whether its embeddings lie outside of the network."""
-        return self.table == "dynamic"
 
 
 class BinarySequenceFeature(_Feature):
@@ -171,6 +162,7 @@ class VectorFeature(_Feature):
 
 Feature = DenseFeature | IdFeature | MultiIdFeature | SequenceFeature | BinarySequenceFeature | CrossFeature | VectorFeature
 ListFeature = MultiIdFeature | SequenceFeature
+ListedFeature = ListFeature | IdFeature
 
 _READ_AS: dict[type[Feature], str] = {
     DenseFeature: "a number",
@@ -258,19 +250,24 @@ class FeatureSpec(BaseModel):
     @property
     def tables(self) -> tuple[Table, ...]:
         """One for each column of `ids`."""
-        hashed = [Table(feature.name, feature.buckets, feature.dim) for feature in self.ids]
+        hashed = [Table(feature.name, feature.buckets, feature.dim) for feature in self.ids if not feature.is_dynamic]
         coded = [Table(feature.name, feature.rows, feature.dim) for feature in self.binary_sequences]
         return (*hashed, *coded, *(Table(feature.name, feature.buckets, feature.dim) for feature in self.crosses))
 
     @property
     def lists(self) -> tuple[ListFeature, ...]:
-        """The columns `sequences`."""
+        """Those that a state has as lists."""
         return (*self.multi_ids, *self.sequences)
 
     @property
-    def dynamic(self) -> tuple[SequenceFeature, ...]:
-        """The sequences whose embeddings lie outside of the network."""
-        return tuple(feature for feature in self.sequences if feature.is_dynamic)
+    def listed(self) -> tuple[ListedFeature, ...]:
+        """The columns `sequences`: lists, and ids with dynamic tables as lists of one."""
+        return (*self.lists, *(feature for feature in self.ids if feature.is_dynamic))
+
+    @property
+    def dynamic(self) -> tuple[ListedFeature, ...]:
+        """Those whose embeddings lie outside of the network."""
+        return tuple(feature for feature in self.listed if feature.is_dynamic)
 
     @property
     def plain_size(self) -> int:
@@ -284,7 +281,7 @@ class FeatureSpec(BaseModel):
             GraphInput(PLAIN, "float32", self.plain_size),
             GraphInput(IDS, "int64", len(self.tables)),
         )
-        lists = (GraphInput(list_input(feature.name), "int64", feature.length) for feature in self.lists)
+        lists = (GraphInput(list_input(feature.name), "int64", feature.length) for feature in self.listed)
         matrices = (GraphInput(rows_input(feature.name), "float32", feature.length * feature.dim) for feature in self.dynamic)
         return (*(column for column in columns if column.width), *lists, *matrices)
 

@@ -20,7 +20,7 @@ from msgspec import Raw, Struct, defstruct
 from schemas.codec import UNREADABLE, decode_served_state
 from schemas.exposure import Propensity, SpecHash
 from schemas.features import FeatureSpec, VectorFeature, WrongStateError
-from schemas.raw_columns import ColumnMaker, Floats, OpenColumns, TextLists, UnboundedError, is_dynamic
+from schemas.raw_columns import ColumnMaker, Floats, OpenColumns, TextLists, UnboundedError
 from schemas.state_columns import StateColumns
 from schemas.state_reader import Codes, StateReader
 
@@ -68,6 +68,7 @@ class MessageReader:
         keys = self._fields
         self._numbers = _tuple_of([keys[feature.key] for feature in spec.dense])
         self._pack = Packed(f"{len(spec.dense)}d").pack
+        self._keyed_ids = [place for place, feature in enumerate(spec.ids) if feature.is_dynamic]
         self._ids = _tuple_of([keys[feature.key] for feature in spec.ids])
         self._lists = [attrgetter(keys[feature.key]) for feature in spec.lists]
         self._code_strings = [attrgetter(keys[feature.key]) for feature in spec.binary_sequences]
@@ -105,9 +106,10 @@ class MessageReader:
             np.frombuffer(b"".join(numbers), np.float64).reshape(len(messages), len(self.spec.dense)),
             pa.array(texts, pa.string()),
             len(self.spec.ids),
+            self._keyed_ids,
             [np.array(found, np.int64) for found in codes],
             [
-                text_lists(raws, feature.length)._replace(are_keys=is_dynamic(feature))
+                text_lists(raws, feature.length)._replace(are_keys=feature.is_dynamic)
                 for feature, raws in zip(self.spec.lists, lists, strict=True)
             ],
             [_matrix(feature, found) for feature, found in zip(self.spec.vectors, vectors, strict=True)],

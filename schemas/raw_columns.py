@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from schemas.features import FeatureSpec, ListFeature, SequenceFeature
+from schemas.features import FeatureSpec
 from schemas.id_hash import PADDING, Ints, crcs_of_column, crossed, keys_of_column, rows_of
 from schemas.state_columns import StateColumns
 
@@ -40,11 +40,16 @@ class IdLists:
         return columns
 
 
+def lists_of_one(numbers: Ints) -> IdLists:
+    """Ids, one a state, as lists."""
+    return IdLists(numbers, np.ones(len(numbers), np.int64))
+
+
 @dataclass(frozen=True)
 class RawColumns:
     """B states. dense [B, all dense features] float64, NaN where one is missing; vectors [B, size].
 
-    ids and codes: numbers [B, features], MISSING for none.
+    ids and codes: numbers [B, features], MISSING for none. lists: in the order of `FeatureSpec.listed`.
     """
 
     dense: Floats
@@ -52,11 +57,6 @@ class RawColumns:
     codes: Ints
     lists: list[IdLists]
     vectors: list[Floats]
-
-
-def is_dynamic(feature: ListFeature) -> bool:
-    """Whether its ids become keys, and not rows of a hashed table."""
-    return isinstance(feature, SequenceFeature) and feature.is_dynamic
 
 
 class TextLists(NamedTuple):
@@ -68,11 +68,15 @@ class TextLists(NamedTuple):
 
 
 class OpenColumns(NamedTuple):
-    """B states as their messages have them; ids are strings still. `ids` holds those of the first state, then of the second, and so on."""
+    """B states as their messages have them; ids are strings still. `ids` holds those of the first state, then of the second, and so on.
+
+    `keyed_ids` are the places among the ids of a state of those with dynamic tables.
+    """
 
     dense: Floats
     ids: pa.StringArray
     ids_per_state: int
+    keyed_ids: list[int]
     codes: list[Ints]
     lists: list[TextLists]
     vectors: list[Floats]
@@ -80,6 +84,9 @@ class OpenColumns(NamedTuple):
     def raw(self) -> RawColumns:
         """With numbers for the ids: every distinct id of a column is hashed once."""
         lists = [IdLists((keys_of_column if are_keys else crcs_of_column)(values), lengths) for values, lengths, are_keys in self.lists]
+        for place in self.keyed_ids:
+            of_states = self.ids.take(pa.array(np.arange(place, len(self.ids), self.ids_per_state)))
+            lists.append(lists_of_one(keys_of_column(of_states)))
         ids = crcs_of_column(self.ids).reshape(len(self.dense), self.ids_per_state)
         codes = np.stack(self.codes, axis=1) if self.codes else np.empty((len(self.dense), 0), np.int64)
         return RawColumns(self.dense, ids, codes, lists, self.vectors)
@@ -90,7 +97,8 @@ class ColumnMaker:
 
     def __init__(self, spec: FeatureSpec) -> None:
         self._spec = spec
-        self._id_buckets = np.array([feature.buckets for feature in spec.ids], np.int64)
+        self._is_hashed = np.array([not feature.is_dynamic for feature in spec.ids], np.bool_)
+        self._id_buckets = np.array([feature.buckets for feature in spec.ids], np.int64)[self._is_hashed]
         self._log = np.array([feature.normalisation == "log_zscore" for feature in spec.dense], np.bool_)
         self._may_miss = np.array([math.isnan(feature.default) for feature in spec.dense], np.bool_)
         self._is_normalised = np.array([feature.normalisation != "none" for feature in spec.dense], np.bool_)
@@ -105,8 +113,8 @@ class ColumnMaker:
             dense = dense.copy()
             dense[:, self._log] = np.sign(logged) * np.log1p(np.abs(logged))
         sequences = {
-            feature.name: ids.padded(feature.length, 0 if is_dynamic(feature) else feature.buckets)
-            for feature, ids in zip(self._spec.lists, raw.lists, strict=True)
+            feature.name: ids.padded(feature.length, 0 if feature.is_dynamic else feature.buckets)
+            for feature, ids in zip(self._spec.listed, raw.lists, strict=True)
         }
         if self._is_normalised.all():
             return StateColumns(dense.astype(np.float32), self._rows(raw), sequences, self._plain(dense[:, :0], raw))
@@ -114,7 +122,7 @@ class ColumnMaker:
         return StateColumns(normalised.astype(np.float32), self._rows(raw), sequences, self._plain(passed, raw))
 
     def _rows(self, raw: RawColumns) -> Ints:
-        rows = rows_of(raw.ids, self._id_buckets)
+        rows = rows_of(raw.ids if self._is_hashed.all() else raw.ids[:, self._is_hashed], self._id_buckets)
         if not self._spec.binary_sequences and not self._crosses:
             return rows
         numbers = np.hstack([raw.ids, raw.codes])

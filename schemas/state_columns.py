@@ -12,12 +12,12 @@ DENSE, PLAIN, IDS = "dense", "plain", "ids"
 
 
 def list_input(name: str) -> str:
-    """The name of a sequence's, or another list's, input."""
+    """The name of a sequence's, or another list's, input; that of an id with a dynamic table, too."""
     return f"seq_{name}"
 
 
 def rows_input(name: str) -> str:
-    """The name of the input for the embeddings of a sequence with a dynamic table: [B, T * D], one id after the other."""
+    """The name of the input for the embeddings of a feature with a dynamic table: [B, T * D], one id after the other."""
     return f"rows_{name}"
 
 
@@ -27,7 +27,7 @@ class StateColumns:
 
     dense [B, N] float32: numbers that the model normalises, NaN where one is missing. plain [B, P] float32: numbers and vectors that it
     takes as they are. ids [B, I] int64: rows of the tables. sequences: one int64 [B, T] for each feature that is a list, newest last; of
-    one with a dynamic table keys instead of rows.
+    one with a dynamic table keys instead of rows. An id with a dynamic table is a list of one.
     """
 
     dense: npt.NDArray[np.float32]

@@ -12,7 +12,7 @@ import numpy as np
 from schemas.exposure import FeatureValue
 from schemas.features import BinarySequenceFeature, DenseFeature, FeatureSpec, IdFeature, ListFeature, VectorFeature, WrongStateError
 from schemas.id_hash import MISSING, Ints, crcs, keys
-from schemas.raw_columns import FLOAT32_MAX, ColumnMaker, Floats, IdLists, RawColumns, UnboundedError, is_dynamic
+from schemas.raw_columns import FLOAT32_MAX, ColumnMaker, Floats, IdLists, RawColumns, UnboundedError, lists_of_one
 from schemas.state_columns import StateColumns
 
 State = Mapping[str, FeatureValue]
@@ -26,6 +26,7 @@ class StateReader:
         self._maker = ColumnMaker(spec)
         self._numbers = _Cells(spec.dense, [feature.default for feature in spec.dense])
         self._ids = _Cells(spec.ids, [feature.default for feature in spec.ids])
+        self._keyed_ids = [place for place, feature in enumerate(spec.ids) if feature.is_dynamic]
         self._codes = [Codes(feature) for feature in spec.binary_sequences]
 
     def columns(self, states: Sequence[State]) -> StateColumns:
@@ -34,9 +35,11 @@ class StateReader:
         try:
             # an array of doubles takes no strings; numpy would parse them
             dense = np.asarray(array("d", self._numbers(states))).reshape(count, len(spec.dense))
-            ids = crcs(self._ids(states), count * len(spec.ids)).reshape(count, len(spec.ids))
+            texts = self._ids(states)
+            ids = crcs(texts, len(texts)).reshape(count, len(spec.ids))
             codes = np.array([[codes[state.get(codes.feature.key, "")] for codes in self._codes] for state in states], np.int64)  # type: ignore[index]
             lists = [_lists(feature, states) for feature in spec.lists]
+            lists += [lists_of_one(keys(texts[place :: len(spec.ids)], count)) for place in self._keyed_ids]
             vectors = [_vectors(feature, states) for feature in spec.vectors]
             return self._maker.columns(RawColumns(dense, ids, codes.reshape(count, len(self._codes)), lists, vectors))
         except (TypeError, OverflowError, UnboundedError):
@@ -112,7 +115,7 @@ def _lists(feature: ListFeature, states: Sequence[State]) -> IdLists:
         raise TypeError(feature.name)
     newest = [ids[-feature.length :] for ids in lists]
     lengths: Ints = np.fromiter(map(len, newest), np.int64, len(newest))
-    number = keys if is_dynamic(feature) else crcs
+    number = keys if feature.is_dynamic else crcs
     return IdLists(number(chain.from_iterable(newest), int(lengths.sum())), lengths)
 
 

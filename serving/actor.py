@@ -28,7 +28,7 @@ _decode_candidate = msgspec.json.Decoder(Candidate).decode
 
 Floats = npt.NDArray[np.float64]
 LookUp = Callable[[StateColumns], dict[str, npt.NDArray[Any]]]
-"""States -> the graph's inputs for the sequences whose tables are dynamic."""
+"""States -> the graph's inputs for the features whose tables are dynamic."""
 
 
 class ActorError(ConfigError):

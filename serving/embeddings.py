@@ -93,7 +93,7 @@ class ServedEmbeddings:
             self._thread.join()
 
     def look_up(self, columns: StateColumns) -> dict[str, npt.NDArray[Any]]:
-        """The graph's inputs for the sequences whose tables are dynamic."""
+        """The graph's inputs for the features whose tables are dynamic."""
         inputs: dict[str, npt.NDArray[Any]] = {}
         for name in self._dims:
             keys_BT = columns.sequences[name]

@@ -27,7 +27,7 @@ def probe_columns(features: FeatureSpec, candidate: Candidate, rows: int, genera
 
     categories = [generator.integers(PADDING, table.rows, (rows, 1)) for table in features.tables]
     ids = np.hstack(categories) if categories else np.zeros((rows, 0), np.int64)
-    sequences = {feature.name: generator.integers(PADDING, feature.buckets, (rows, feature.length)) for feature in features.lists}
+    sequences = {feature.name: generator.integers(PADDING, feature.buckets, (rows, feature.length)) for feature in features.listed}
     return StateColumns(numbers(DENSE, len(features.normalised)), ids, sequences, numbers(PLAIN, features.plain_size))
 
 

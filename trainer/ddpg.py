@@ -100,7 +100,7 @@ class DDPG:
         seed: int,
         tables: Mapping[str, EmbeddingTable] = MappingProxyType({}),
     ) -> None:
-        """`tables`: one for each sequence whose table is dynamic. What they remember is not in `state_dict`."""
+        """`tables`: one for each feature whose table is dynamic. What they remember is not in `state_dict`."""
         assert [*tables] == [feature.name for feature in features.dynamic], [*tables]
         self.action_spec, self.feature_spec, self.settings, self.tables = action, features, settings, tables
         self.network = Network(action, features, settings, torch.Generator().manual_seed(seed))
@@ -149,7 +149,7 @@ class DDPG:
         return {**state.inputs(), **{rows_input(name): self.rows(state, name) for name in self.tables}}
 
     def rows(self, state: StateColumns, name: str) -> npt.NDArray[np.float32]:
-        """The embeddings [B, T * D] of a sequence whose table is dynamic."""
+        """The embeddings [B, T * D] of a feature whose table is dynamic."""
         keys_BT = state.sequences[name]
         return self.tables[name].weights(keys_BT.ravel().view(np.uint64)).reshape(len(keys_BT), -1)
 
@@ -214,7 +214,7 @@ class DDPG:
         return is_ok, code_BH, metrics
 
     def _gather(self, state: StateColumns) -> tuple[list[Gathered], list[Tensor], dict[str, Tensor]]:
-        """For each dynamic table: the rows that these states use, the same as a tensor to descend on, and the sequence's matrix of it."""
+        """For each dynamic table: the rows that these states use, the same as a tensor to descend on, and the feature's matrix of it."""
         gathered = [table.gather(state.sequences[name].ravel().view(np.uint64)) for name, table in self.tables.items()]
         leaves = [torch.from_numpy(rows.weights_UD.copy()).requires_grad_() for rows in gathered]
         matrices = {

@@ -13,7 +13,7 @@ from trainer.settings import TrainerSettings
 
 
 class Embeddings:
-    """One table for each sequence whose table is dynamic. `folder` is scratch; `copy` a checkpoint to go on from."""
+    """One table for each feature whose table is dynamic. `folder` is scratch; `copy` a checkpoint to go on from."""
 
     def __init__(self, features: FeatureSpec, settings: TrainerSettings, folder: Path, copy: Path | None) -> None:
         self.tables: dict[str, EmbeddingTable] = {}

@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from schemas.features import ListFeature
+from schemas.features import ListedFeature
 from schemas.id_hash import PADDING
 from schemas.policy import Candidate
 from schemas.state_columns import DENSE, IDS, PLAIN, list_input, rows_input
@@ -89,14 +89,14 @@ def _encoder(graph: _Graph, learner: DDPG, encoder: Encoder) -> str:
         assert isinstance(table, nn.Embedding)
         ids = graph.node("Gather", IDS, graph.constant(np.array(column, np.int64)), axis=1)
         parts.append(graph.node("Gather", graph.constant(table.weight), ids, axis=0))
-    for feature, block in zip(features.lists, encoder.blocks, strict=True):
+    for feature, block in zip(features.listed, encoder.blocks, strict=True):
         match block:
             case SequenceBlock():
                 parts.append(_sequence(graph, feature, block))
             case AttentionBlock():
                 parts.append(_attention(graph, feature, block))
             case SetBlock():
-                parts.append(_set(graph, list_input(feature.name), block))
+                parts.append(_set(graph, feature, block))
     code = graph.node("Concat", *parts, axis=1) if len(parts) > 1 else parts[0]
     for i, (layer, norm) in enumerate(zip(encoder.layers, encoder.norms, strict=True)):
         assert isinstance(layer, nn.Linear) and isinstance(norm, nn.LayerNorm)
@@ -124,14 +124,14 @@ def _held(graph: _Graph, ids: str) -> str:
     return graph.node("Cast", graph.node("Not", is_padding), to=TensorProto.FLOAT)
 
 
-def _matrix(graph: _Graph, feature: ListFeature, table: nn.Embedding | None) -> str:
-    """The embeddings of a sequence [B, T, D]: of its table, or as they come in."""
+def _matrix(graph: _Graph, feature: ListedFeature, table: nn.Embedding | None) -> str:
+    """The embeddings of a list [B, T, D]: of its table, or as they come in."""
     if table is not None:
         return graph.node("Gather", graph.constant(table.weight), list_input(feature.name), axis=0)
     return graph.node("Reshape", rows_input(feature.name), graph.axes(-1, feature.length, feature.dim))
 
 
-def _sequence(graph: _Graph, feature: ListFeature, block: SequenceBlock) -> str:
+def _sequence(graph: _Graph, feature: ListedFeature, block: SequenceBlock) -> str:
     ids, matrix = list_input(feature.name), _matrix(graph, feature, block.table)
     maps = graph.node("Transpose", matrix, perm=[0, 2, 1])
     weight_CDK = block.convolution.weight.reshape(block.convolution.out_features, block.kernel, -1).transpose(1, 2)
@@ -145,7 +145,7 @@ def _sequence(graph: _Graph, feature: ListFeature, block: SequenceBlock) -> str:
     return graph.node("Concat", largest, graph.node("Div", total, count), axis=1)
 
 
-def _attention(graph: _Graph, feature: ListFeature, block: AttentionBlock) -> str:
+def _attention(graph: _Graph, feature: ListedFeature, block: AttentionBlock) -> str:
     ids, matrix = list_input(feature.name), _matrix(graph, feature, block.table)
     score = matrix
     for layer in (block.key, block.query):
@@ -157,9 +157,9 @@ def _attention(graph: _Graph, feature: ListFeature, block: AttentionBlock) -> st
     return graph.node("ReduceSum", graph.node("Mul", weight, matrix), graph.axes(1), keepdims=0)
 
 
-def _set(graph: _Graph, ids: str, block: SetBlock) -> str:
-    matrix = graph.node("Gather", graph.constant(block.table.weight), ids, axis=0)
-    held = _held(graph, ids)
+def _set(graph: _Graph, feature: ListedFeature, block: SetBlock) -> str:
+    matrix = _matrix(graph, feature, block.table)
+    held = _held(graph, list_input(feature.name))
     count = graph.node("ReduceSum", held, graph.axes(1), keepdims=1)
     match block.pooling:
         case "sum":

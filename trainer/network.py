@@ -9,13 +9,14 @@ Inside, an action is u = (a - baseline) / half_range, so u = 0 is the baseline a
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from schemas.action import ActionSpec
-from schemas.features import FeatureSpec, ListFeature, MultiIdFeature, SequenceFeature
+from schemas.features import FeatureSpec, IdFeature, ListedFeature, MultiIdFeature, SequenceFeature
 from schemas.id_hash import PADDING
 from schemas.state_columns import StateColumns
 from trainer.settings import TrainerSettings
@@ -51,10 +52,10 @@ class StateTensors:
 def state_tensors(
     columns: StateColumns, normalise: ZscoreConstants, features: FeatureSpec, matrices_BTD: Mapping[str, Tensor] = MappingProxyType({})
 ) -> StateTensors:
-    """The encoder's input for states as served. `matrices_BTD`: of the sequences whose tables are dynamic."""
-    sequences = tuple(torch.from_numpy(columns.sequences[feature.name]) for feature in features.lists)
+    """The encoder's input for states as served. `matrices_BTD`: of the features whose tables are dynamic."""
+    sequences = tuple(torch.from_numpy(columns.sequences[feature.name]) for feature in features.listed)
     dense, plain, ids = (torch.from_numpy(column) for column in (normalise(columns.dense), columns.plain, columns.ids))
-    return StateTensors(dense, plain, ids, sequences, tuple(matrices_BTD.get(feature.name) for feature in features.lists))
+    return StateTensors(dense, plain, ids, sequences, tuple(matrices_BTD.get(feature.name) for feature in features.listed))
 
 
 class Linear(nn.Linear):
@@ -145,25 +146,36 @@ class AttentionBlock(nn.Module):
 
 
 class SetBlock(nn.Module):
-    """A set of ids -> the mean, sum or maximum of their embeddings."""
+    """A set of ids -> the mean, sum or maximum of their embeddings; one id -> its embedding, where that is looked up already."""
 
-    def __init__(self, feature: MultiIdFeature, generator: torch.Generator) -> None:
+    def __init__(self, feature: MultiIdFeature | IdFeature, generator: torch.Generator) -> None:
         super().__init__()
         self.width = feature.dim
-        self.pooling = feature.pooling
-        self.table = embedding(feature.buckets, feature.dim, generator)
+        self.pooling: Literal["mean", "sum", "max"] = feature.pooling if isinstance(feature, MultiIdFeature) else "sum"
+        self.table = None if feature.is_dynamic else embedding(feature.buckets, feature.dim, generator)
 
-    def forward(self, ids_BT: Tensor, _: Tensor | None = None) -> Tensor:
-        """[B, D]; zero where a set is empty."""
-        return nn.functional.embedding_bag(ids_BT, self.table.weight, mode=self.pooling, padding_idx=PADDING)
+    def forward(self, ids_BT: Tensor, matrix_BTD: Tensor | None = None) -> Tensor:
+        """[B, D]; zero where a set is empty. `matrix_BTD` where the table is dynamic."""
+        if self.table is not None:
+            return nn.functional.embedding_bag(ids_BT, self.table.weight, mode=self.pooling, padding_idx=PADDING)
+        assert matrix_BTD is not None
+        held_BT1 = (ids_BT != PADDING).unsqueeze(2)
+        match self.pooling:  # padding's embedding is zero
+            case "sum":
+                return matrix_BTD.sum(1)
+            case "mean":
+                return matrix_BTD.sum(1) / held_BT1.sum(1).clamp(min=1)
+            case "max":
+                largest_BD = matrix_BTD.masked_fill(~held_BT1, torch.finfo(matrix_BTD.dtype).min).amax(1)
+                return largest_BD.masked_fill(~held_BT1.any(1), 0.0)
 
 
 Block = SequenceBlock | AttentionBlock | SetBlock
 
 
-def list_block(feature: ListFeature, settings: TrainerSettings, generator: torch.Generator) -> Block:
-    """The part of the encoder that reads a feature which is a list."""
-    if isinstance(feature, MultiIdFeature):
+def list_block(feature: ListedFeature, settings: TrainerSettings, generator: torch.Generator) -> Block:
+    """The part of the encoder that reads a feature of the columns `sequences`."""
+    if isinstance(feature, MultiIdFeature | IdFeature):
         return SetBlock(feature, generator)
     match feature.pooling:
         case "cnn":
@@ -178,7 +190,7 @@ class Encoder(nn.Module):
     def __init__(self, features: FeatureSpec, settings: TrainerSettings, generator: torch.Generator) -> None:
         super().__init__()
         self.tables = nn.ModuleList([embedding(table.rows, table.dim, generator) for table in features.tables])
-        blocks = [list_block(feature, settings, generator) for feature in features.lists]
+        blocks = [list_block(feature, settings, generator) for feature in features.listed]
         self.blocks = nn.ModuleList(blocks)
         numbers = len(features.normalised) + features.plain_size
         width = numbers + sum(table.dim for table in features.tables) + sum(block.width for block in blocks)

@@ -99,9 +99,8 @@ class ReplayBuffer:
             shapes[f"{name}.dense"] = ((len(features.normalised),), np.float32)
             shapes[f"{name}.plain"] = ((features.plain_size,), np.float32)
             shapes[f"{name}.ids"] = ((len(features.tables),), np.int32)  # half the memory: no table has 2**31 rows
-            for sequence in features.lists:
-                are_keys = sequence in features.dynamic
-                shapes[f"{name}.seq.{sequence.name}"] = ((sequence.length,), np.int64 if are_keys else np.int32)
+            for listed in features.listed:
+                shapes[f"{name}.seq.{listed.name}"] = ((listed.length,), np.int64 if listed.is_dynamic else np.int32)
         self._columns = {name: np.zeros((capacity, *shape), dtype) for name, (shape, dtype) in shapes.items()}
 
     def add(self, rows: Transitions) -> None:

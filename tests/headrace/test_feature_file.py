@@ -57,7 +57,7 @@ def test_a_feature_file_may_have_a_number_without_a_default() -> None:
 WRONG = [
     (('"city"', "7"), r"features\.toml line 7: ids\.0\.name = 7: Input should be a valid string"),
     (("buckets = 64", "buckets = 1"), r"features\.toml line 8: ids\.0\.buckets = 1: Input should be greater than or equal to 2"),
-    (("buckets = 64", 'table = "dynamic"'), r"features\.toml line 8: ids\.0\.table = 'dynamic': only sequences have dynamic tables"),
+    (("buckets = 64", 'table = "magic"'), r"features\.toml line 8: ids\.0\.table = 'magic': Input should be 'hash' or 'dynamic'"),
     (("length = 5", "lenght = 5"), r"features\.toml line 13: sequences\.0\.lenght = 5: Extra inputs are not permitted"),
     (('"attention"', '"mean"'), r"features\.toml line 12: sequences\.0\.pooling = 'mean': Input should be 'cnn' or 'attention'"),
     (('name = "hour"\n', ""), r"features\.toml line 2: dense\.0\.name: Field required"),

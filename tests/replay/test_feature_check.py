@@ -98,6 +98,21 @@ def test_what_a_model_would_suffer_from_is_said() -> None:
     assert has_faults(report[""])
 
 
+def test_a_wrong_state_takes_nothing_from_the_crosses_of_the_others() -> None:
+    wrong: list[dict[str, object]] = [{"city": "c-7", "habit": "01", "price": "dear"}, {"city": "c-9", "habit": 7.0}]
+    report = report_on(messages([*wrong, *states(400)]))
+    assert report["city_habit"]["rows_used"] == 4
+
+
+def test_ids_with_rows_of_their_own_share_none() -> None:
+    spec = FeatureSpec.model_validate({"ids": [{"name": "city", "table": "dynamic", "buckets": 3}]})
+    check = FeatureCheck(spec)
+    check.add(messages(states(30)))
+    (city,) = check.report()["features"]
+    assert (city["distinct"], city["shared_rows"], city["problems"]) == (8, 0.0, [])
+    assert markdown_table(spec).splitlines()[-1] == "| `city` | ids | `city` | | | dynamic x 8 |"
+
+
 def test_a_log_without_faults_has_none() -> None:
     check = FeatureCheck(FeatureSpec.model_validate({"ids": [{"name": "city"}]}))
     check.add(messages(states(30)))

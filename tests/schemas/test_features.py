@@ -2,6 +2,7 @@
 
 import json
 import math
+from hashlib import blake2b
 from zlib import crc32
 
 import numpy as np
@@ -38,8 +39,12 @@ SPEC = FeatureSpec(
         DenseFeature(name="age", default=math.nan),
         DenseFeature(name="log_age", source="age", default=math.nan, normalisation="log_zscore"),
     ),
-    ids=(IdFeature(name="city", buckets=16), IdFeature(name="tab", buckets=7, default="home")),
-    multi_ids=(MultiIdFeature(name="tags", length=2, buckets=9),),
+    ids=(
+        IdFeature(name="city", buckets=16),
+        IdFeature(name="seller", table="dynamic", default="nobody"),
+        IdFeature(name="tab", buckets=7, default="home"),
+    ),
+    multi_ids=(MultiIdFeature(name="tags", length=2, buckets=9), MultiIdFeature(name="tag_rows", source="tags", length=2, table="dynamic")),
     sequences=(
         SequenceFeature(name="recent", length=3, buckets=32),
         SequenceFeature(name="bought", length=2, buckets=5, default=("none",)),
@@ -47,7 +52,7 @@ SPEC = FeatureSpec(
     binary_sequences=(BinarySequenceFeature(name="habit", windows=("1h", "1d"), digits=3),),
     crosses=(
         CrossFeature(name="city_habit", of=("city", "habit"), buckets=50),
-        CrossFeature(name="city_tab", of=("city", "tab"), buckets=50),
+        CrossFeature(name="seller_tab", of=("seller", "tab"), buckets=50),
     ),
     vectors=(VectorFeature(name="text", size=2, normalisation="l2"),),
 )
@@ -57,6 +62,7 @@ FULL = {
     "share": 0.25,
     "age": 41,
     "city": "hz",
+    "seller": "s-1",
     "tab": "",
     "tags": ["a", "b", "c"],
     "recent": ["a", "b", "c", "d"],
@@ -68,6 +74,10 @@ FULL = {
 
 def bucket(value: str, buckets: int) -> int:
     return 1 + crc32(value.encode()) % (buckets - 1) if value else 0
+
+
+def key(value: str) -> int:
+    return int.from_bytes(blake2b(value.encode(), digest_size=8).digest(), "little") >> 1 if value else 0
 
 
 def crossed_by_hand(numbers: list[int], buckets: int) -> int:
@@ -84,10 +94,11 @@ def crossed_by_hand(numbers: list[int], buckets: int) -> int:
 def by_hand(state: dict[str, object]) -> dict[str, list[float]]:
     """The columns of one state, written out."""
     x, y, age = float(state.get("x", 0.0)), float(state.get("y", 0.5)), float(state.get("age", math.nan))
-    city, tab, habit = state.get("city", ""), state.get("tab", "home"), state.get("habit", "")
+    city, seller, tab = state.get("city", ""), state.get("seller", "nobody"), state.get("tab", "home")
+    habit = state.get("habit", "")
     code = int(habit[0]) * 3 + int(habit[1]) if habit else -1
-    numbers = [crc32(value.encode()) if value else -1 for value in (city, tab)]
-    crosses = [crossed_by_hand([numbers[0], code], 50), crossed_by_hand(numbers, 50)]
+    numbers = [crc32(value.encode()) if value else -1 for value in (city, seller, tab)]
+    crosses = [crossed_by_hand([numbers[0], code], 50), crossed_by_hand(numbers[1:], 50)]
     text = state.get("text", [0.0, 0.0])
     length = math.hypot(*text) or 1.0
     made = {
@@ -98,17 +109,20 @@ def by_hand(state: dict[str, object]) -> dict[str, list[float]]:
     for name, size, buckets, default in (("tags", 2, 9, []), ("recent", 3, 32, []), ("bought", 2, 5, ["none"])):
         newest = [bucket(value, buckets) for value in state.get(name, default)[-size:]]
         made[f"seq_{name}"] = [0] * (size - len(newest)) + newest
-    return made
+    tags = [key(value) for value in state.get("tags", [])[-2:]]
+    return {**made, "seq_tag_rows": [0] * (2 - len(tags)) + tags, "seq_seller": [key(seller)]}
 
 
 def assert_rows_equal(columns: StateColumns, states: list[dict[str, object]]) -> None:
     expected = [by_hand(state) for state in states]
     inputs = columns.inputs()
-    assert {entry.name: entry.width for entry in SPEC.inputs()} == {name: column.shape[1] for name, column in inputs.items()}
-    for entry in SPEC.inputs():
+    read = [entry for entry in SPEC.inputs() if not entry.name.startswith("rows_")]
+    assert {entry.name: entry.width for entry in read} == {name: column.shape[1] for name, column in inputs.items()}
+    for entry in read:
         assert inputs[entry.name].dtype == entry.type
-        made = np.array([row[entry.name] for row in expected], np.float64).reshape(len(states), entry.width)
-        np.testing.assert_allclose(inputs[entry.name], made, rtol=1e-7, atol=1e-45)
+        dtype = np.int64 if entry.type == "int64" else np.float64
+        made = np.array([row[entry.name] for row in expected], dtype).reshape(len(states), entry.width)
+        np.testing.assert_allclose(inputs[entry.name], made, rtol=1e-7 if dtype is np.float64 else 0, atol=1e-45)
 
 
 NUMBERS = st.floats(-3e38, 3e38) | st.integers(-(2**60), 2**60)
@@ -124,6 +138,7 @@ STATES = st.lists(
             "share": NUMBERS,
             "age": NUMBERS,
             "city": IDS,
+            "seller": IDS,
             "tab": IDS,
             "tags": st.lists(IDS, max_size=4),
             "recent": st.lists(IDS, max_size=5),
@@ -189,6 +204,7 @@ WRONG = [
     ("age", float("inf"), "feature age: expected a finite number, got inf"),
     ("age", -3.5e38, "feature age: expected a finite number, got -3.5e+38"),
     ("city", 3.0, "feature city: expected a string, got 3.0"),
+    ("seller", 7.0, "feature seller: expected a string, got 7.0"),
     ("tab", ["a"], "feature tab: expected a string, got "),
     ("recent", "abc", "feature recent: expected a list of strings, got 'abc'"),
     ("recent", ["a", 1.0], "feature recent: expected a string, got 1.0"),
@@ -266,8 +282,7 @@ def test_a_wrong_id_older_than_the_sequence_is_long_is_not_looked_at() -> None:
 MALFORMED = [
     ({}, "at least one feature"),
     ({"dense": [{"name": "x"}], "ids": [{"name": "x"}]}, "features named twice: x"),
-    ({"ids": [{"name": "x", "table": "dynamic"}]}, "only sequences have dynamic tables"),
-    ({"ids": [{"name": "x", "table": "magic"}]}, "Input should be 'hash'"),
+    ({"ids": [{"name": "x", "table": "magic"}]}, "Input should be 'hash' or 'dynamic'"),
     ({"dense": [{"name": "x"}], "ids": [{"name": "y", "source": "x"}]}, "'x' of a state is read by x as a number, y as a string"),
     ({"dense": [{"name": "x"}, {"name": "y", "source": "x", "default": 1.0}]}, "'x' of a state has two defaults, of x and of y"),
     ({"dense": [{"name": "x"}, {"name": "y", "source": "x", "default": "nan"}]}, "'x' of a state has two defaults, of x and of y"),

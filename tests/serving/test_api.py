@@ -10,6 +10,7 @@ import pytest
 from fastapi import FastAPI
 from serving_models import ACTION, FEATURES, GOLDEN_INPUTS, INPUTS, MemoryProducer, WriteVersion, graph
 
+from headrace.embedding_files import embedding_folder
 from headrace.policy_settings import PolicySettings
 from schemas import exposure as exposures
 from schemas import feedback as feedbacks
@@ -21,6 +22,7 @@ from schemas.features import DenseFeature, FeatureSpec
 from schemas.feedback import Feedback
 from schemas.state_reader import StateReader
 from serving.app import create_app
+from serving.embeddings import ServedEmbeddings
 from serving.exploration import Exploration
 from serving.metrics import ServingMetrics
 from serving.settings import ServingSettings
@@ -94,7 +96,8 @@ class Api:
         **settings: Any,
     ) -> None:
         self.metrics = ServingMetrics()
-        self.versions = ServedVersion(policy, 1, self.metrics)
+        folder = embedding_folder(policy.model_dir, policy.policy, policy.spec_hash)
+        self.versions = ServedVersion(policy, 1, self.metrics, ServedEmbeddings(policy.features, folder, 1.0, self.metrics))
         self.producer = producer
         served = ServingSettings(**settings)
         app = create_app(

@@ -13,6 +13,7 @@ from serving_models import ACTION, MemoryProducer
 from test_api import Api
 
 from headrace import doctor, train_serve
+from headrace.embedding_files import embedding_folder
 from headrace.policy_settings import PolicySettings
 from headrace.settings import ConfigError
 from headrace.train_serve import TOLERANCE, asked_over_http, compare, random_states
@@ -25,6 +26,8 @@ from schemas.transition import transition_schema
 from serving.messages import FeaturesResponse
 from serving.versions import ModelStore
 from trainer.ddpg import DDPG
+from trainer.embedding_deltas import EmbeddingDeltas
+from trainer.embeddings import Embeddings
 from trainer.export import actor_onnx
 from trainer.preprocess import Preprocess
 from trainer.settings import TrainerSettings
@@ -37,9 +40,20 @@ SPEC = FeatureSpec.model_validate(
             {"name": "share", "normalisation": "none"},
             {"name": "gap", "default": "nan"},
         ],
-        "ids": [{"name": "city", "buckets": 64}, {"name": "tab", "default": "home", "buckets": 16}],
-        "multi_ids": [{"name": "tags", "pooling": "max", "length": 4, "buckets": 32}],
-        "sequences": [{"name": "recent", "length": 8, "buckets": 256}, {"name": "bought", "length": 5, "pooling": "attention"}],
+        "ids": [
+            {"name": "city", "buckets": 64},
+            {"name": "seller", "table": "dynamic", "default": "nobody"},
+            {"name": "tab", "default": "home", "buckets": 16},
+        ],
+        "multi_ids": [
+            {"name": "tags", "pooling": "max", "length": 4, "buckets": 32},
+            {"name": "tag_rows", "source": "tags", "pooling": "max", "length": 4, "table": "dynamic"},
+        ],
+        "sequences": [
+            {"name": "recent", "length": 8, "buckets": 256},
+            {"name": "recent_rows", "source": "recent", "length": 8, "table": "dynamic"},
+            {"name": "bought", "length": 5, "pooling": "attention"},
+        ],
         "binary_sequences": [{"name": "click_code"}, {"name": "often", "digits": 4, "windows": ["1h", "1d", "1w"]}],
         "crosses": [{"name": "city_code", "of": ["city", "click_code"]}],
         "vectors": [{"name": "query", "size": 6, "normalisation": "l2"}],
@@ -55,10 +69,19 @@ def policy(tmp_path: Path) -> PolicySettings:
 
 @pytest.fixture
 def learner(policy: PolicySettings) -> DDPG:
-    """A learner with statistics of its features and an actor that listens to them, promoted as version 1."""
-    made = DDPG(ACTION, SPEC, TrainerSettings(), seed=3)
+    """A learner with statistics of its features, rows of three ids in four, and an actor that listens to them, promoted as version 1."""
+    settings = TrainerSettings(embedding_admission_count=1, embedding_hot_rows=10_000)
+    embeddings = Embeddings(SPEC, settings, policy.model_dir / "scratch", None)
+    made = DDPG(ACTION, SPEC, settings, seed=3, tables=embeddings.tables)
     columns = train_serve.MessageReader(SPEC).read(messages_of(random_states(SPEC, 2000, np.random.default_rng(8)))).states
     made.features.update(columns.dense)
+    rng = np.random.default_rng(2)
+    for name, table in embeddings.tables.items():
+        keys = np.unique(columns.sequences[name]).view(np.uint64)
+        table.observe(np.delete(keys, np.s_[::4]), 1)
+        gathered = table.gather(columns.sequences[name].ravel().view(np.uint64))
+        table.scatter(gathered, rng.normal(size=gathered.weights_UD.shape).astype(np.float32))
+    EmbeddingDeltas(embedding_folder(policy.model_dir, "fusion", policy.spec_hash), embeddings).write()
     with torch.no_grad():
         made.network.actor.output.weight.normal_(0.0, 0.3, generator=torch.Generator().manual_seed(1))
     constants = made.features.constants()
@@ -72,7 +95,7 @@ def learner(policy: PolicySettings) -> DDPG:
         normaliser=Normaliser(mean=constants.mean_N.tolist(), std=constants.std_N.tolist(), clip=constants.clip),
         metrics={},
         lineage=Lineage(offsets={}, seed=3, code_version="test", transitions_learned=1),
-        golden_inputs={name: column.tolist() for name, column in golden.inputs().items()},
+        golden_inputs={name: column.tolist() for name, column in made.inputs(golden).items()},
         golden_action=made.act(golden)[0].tolist(),
     )
     folder = policy.model_dir / "fusion" / "candidates" / "fusion-000001"
@@ -137,9 +160,12 @@ def test_ten_thousand_requests_give_the_trainer_the_tensors_that_serving_compute
     logged = [value for _, _, value in api.producer.sent]
     rows, _, letters = Preprocess(ACTION, SPEC, policy.spec_hash)(transitions(logged), lambda _: 0, now_ms=1)
     assert (len(rows), letters) == (REQUESTS, [])
-    for name, learned_from in rows.state.inputs().items():
-        served = np.concatenate([columns.inputs()[name] for columns in recorder.given])
-        np.testing.assert_array_equal(served, learned_from)
+    given = [api.versions.served.actor._actor.inputs(columns) for columns in recorder.given]
+    assert given[0].keys() == {entry.name for entry in SPEC.inputs()}
+    for name, learned_from in learner.inputs(rows.state).items():
+        np.testing.assert_array_equal(np.concatenate([inputs[name] for inputs in given]), learned_from)
+    for name in ("rows_seller", "rows_tag_rows", "rows_recent_rows"):
+        assert 0.2 < np.mean([inputs[name].any() for inputs in given]) < 1.0, name
     tensors = learner.state_tensors(rows.state)
     normalised = recorder.normalised(rows.state)
     assert np.abs(normalised - tensors.dense_BN.numpy()).max() <= TOLERANCE
@@ -162,7 +188,8 @@ def test_a_running_api_is_found_equal_and_every_tensor_was_compared(api: Any, po
     compared = compare(policy, asked(api), 2000, seed=1)
     assert compared.holds
     assert compared.model_version == "fusion-000001"
-    assert compared.distances == dict.fromkeys((*(entry.name for entry in SPEC.inputs()), "normalised"), 0.0)
+    names = [entry.name for entry in SPEC.inputs() if not entry.name.startswith("rows_")]
+    assert compared.distances == dict.fromkeys((*names, "normalised"), 0.0)
 
 
 def with_default(name: str, default: float) -> tuple[DenseFeature, ...]:

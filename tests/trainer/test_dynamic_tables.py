@@ -1,4 +1,4 @@
-"""Sequences with dynamic tables, from the served state to the served action."""
+"""Features with dynamic tables, from the served state to the served action."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ from transition_log import action_spec, batch, page, row, small_settings
 from headrace.embedding_files import embedding_folder, file_of, numbers
 from headrace.policy_settings import PolicySettings
 from headrace.settings import ConfigError
-from schemas.features import DenseFeature, FeatureSpec, SequenceFeature
+from schemas.features import DenseFeature, FeatureSpec, IdFeature, MultiIdFeature, SequenceFeature
 from schemas.state_columns import StateColumns
 from schemas.state_reader import StateReader
 from serving.actor import load_actor
@@ -27,9 +27,11 @@ from trainer.worker import Worker
 LIMITS = {"embedding_hot_rows": 1000, "embedding_capacity_ids": 1000, "batch_size": 32, "min_transitions": 50}
 
 
-def features(pooling: str = "cnn") -> FeatureSpec:
+def features(pooling: str = "cnn", of_set: str = "mean") -> FeatureSpec:
     return FeatureSpec(
         dense=(DenseFeature(name="x"),),
+        ids=(IdFeature(name="tab", buckets=8), IdFeature(name="city", dim=3, table="dynamic")),
+        multi_ids=(MultiIdFeature(name="set", source="recent", length=4, dim=2, table="dynamic", pooling=of_set),),  # type: ignore[arg-type]
         sequences=(
             SequenceFeature(name="recent", length=5, dim=4, table="dynamic", pooling=pooling),  # type: ignore[arg-type]
             SequenceFeature(name="hashed", source="recent", length=3, dim=4, buckets=32),
@@ -37,8 +39,8 @@ def features(pooling: str = "cnn") -> FeatureSpec:
     )
 
 
-def worker(folder: Path, pooling: str = "cnn", **changes: object) -> Worker:
-    policy = PolicySettings(action=action_spec(2), features=features(pooling), model_dir=folder / "models")
+def worker(folder: Path, pooling: str = "cnn", of_set: str = "mean", **changes: object) -> Worker:
+    policy = PolicySettings(action=action_spec(2), features=features(pooling, of_set), model_dir=folder / "models")
     return Worker(small_settings(**{**LIMITS, **changes}), policy, folder / "state", "0.1.0", seed=7)
 
 
@@ -63,8 +65,20 @@ def feed(made: Worker, first: int, count: int) -> None:
 def some_states(seed: int = 99) -> StateColumns:
     states = [{**shown["state"]} for shown in pages(seed)]  # type: ignore[dict-item]
     states[0]["recent"] = ["never-seen", "i-1"]
+    states[0]["city"] = "never-seen"
     states[1] = {}
     return StateReader(features()).columns(states)
+
+
+def rows(made: Worker, states: StateColumns) -> dict[str, np.ndarray]:
+    """The trainer's embeddings of every dynamic table, as serving names them."""
+    return {f"rows_{name}": made.learner.rows(states, name) for name in ("city", "recent", "set")}
+
+
+def assert_equal(ones: dict[str, np.ndarray], others: dict[str, np.ndarray]) -> None:
+    assert ones.keys() == others.keys()
+    for name, values in ones.items():
+        np.testing.assert_array_equal(values, others[name], name)
 
 
 def served(made: Worker) -> ServedEmbeddings:
@@ -84,27 +98,29 @@ def test_rows_are_learned_and_tell_items_apart_that_matter(tmp_path: Path, pooli
     feed(made, 0, 30)
     states = [{"recent": [f"i-{item}"]} for item in range(9)]
     columns = StateReader(features()).columns(states)  # type: ignore[arg-type]
-    rows = made.learner.rows(columns, "recent")[:, -4:]
-    assert np.isfinite(rows).all()
-    good, bad = rows[1:4].mean(0), np.concatenate([rows[:1], rows[4:]]).mean(0)
-    assert np.abs(good - bad).max() > 3 * rows[1:4].std(0).max() / np.sqrt(3)
-    assert made.gauges()["embedding_ids"] == 9
+    newest = made.learner.rows(columns, "recent")[:, -4:]
+    assert np.isfinite(newest).all()
+    good, bad = newest[1:4].mean(0), np.concatenate([newest[:1], newest[4:]]).mean(0)
+    assert np.abs(good - bad).max() > 3 * newest[1:4].std(0).max() / np.sqrt(3)
+    assert made.gauges()["embedding_ids"] == 9 + 9 + 5
     assert made.gauges()["embedding_waiting_ids"] == 0
 
 
 def test_a_skipped_step_changes_no_row(tmp_path: Path) -> None:
     made = worker(tmp_path)
     feed(made, 0, 5)
-    before = made.learner.rows(some_states(), "recent")
-    rows, _ = made.replay.sample(32, np.random.default_rng(0))
-    rows.reward[3] = np.nan
-    assert made.learner.learn(rows) == {"skipped_steps": 1.0}
-    np.testing.assert_array_equal(made.learner.rows(some_states(), "recent"), before)
+    before = rows(made, some_states())
+    batch_of_32, _ = made.replay.sample(32, np.random.default_rng(0))
+    batch_of_32.reward[3] = np.nan
+    assert made.learner.learn(batch_of_32) == {"skipped_steps": 1.0}
+    assert_equal(rows(made, some_states()), before)
 
 
-@pytest.mark.parametrize(("pooling", "kernel"), [("cnn", 1), ("cnn", 2), ("cnn", 3), ("attention", 1)])
-def test_the_exported_graph_gives_the_trainer_s_actions_from_the_matrix(tmp_path: Path, pooling: str, kernel: int) -> None:
-    made = worker(tmp_path, pooling, kernel=kernel)
+@pytest.mark.parametrize(
+    ("pooling", "kernel", "of_set"), [("cnn", 1, "mean"), ("cnn", 2, "sum"), ("cnn", 3, "max"), ("attention", 1, "mean")]
+)
+def test_the_exported_graph_gives_the_trainer_s_actions_from_the_rows(tmp_path: Path, pooling: str, kernel: int, of_set: str) -> None:
+    made = worker(tmp_path, pooling, of_set, kernel=kernel)
     feed(made, 0, 10)
     with torch.no_grad():
         made.learner.network.actor.output.weight.normal_(0.0, 0.3, generator=torch.Generator().manual_seed(3))
@@ -112,8 +128,9 @@ def test_the_exported_graph_gives_the_trainer_s_actions_from_the_matrix(tmp_path
     session = onnxruntime.InferenceSession(actor_onnx(made.learner), providers=["CPUExecutionProvider"])
     actions = session.run(["action"], made.learner.inputs(states))[0]
     np.testing.assert_allclose(actions, made.learner.act(states), rtol=0, atol=1e-5)
-    blind = {**made.learner.inputs(states), "rows_recent": np.zeros((len(states), 20), np.float32)}
-    assert np.abs(session.run(["action"], blind)[0] - actions).max() > 1e-3  # the matrix matters
+    for name, looked_up in rows(made, states).items():
+        blind = {**made.learner.inputs(states), name: np.zeros_like(looked_up)}
+        assert np.abs(session.run(["action"], blind)[0] - actions).max() > 1e-3, name  # each table matters
 
 
 def test_resuming_from_a_checkpoint_is_learning_without_interruption_bit_for_bit(tmp_path: Path) -> None:
@@ -127,7 +144,7 @@ def test_resuming_from_a_checkpoint_is_learning_without_interruption_bit_for_bit
     resumed = worker(tmp_path / "b", **changes)
     for made in (whole, resumed):
         feed(made, 4, 4)
-    np.testing.assert_array_equal(whole.learner.rows(some_states(), "recent"), resumed.learner.rows(some_states(), "recent"))
+    assert_equal(rows(whole, some_states()), rows(resumed, some_states()))
     paths = [made.write_candidate(90_000) for made in (whole, resumed)]
     for name in ("actor.onnx", "candidate.json"):
         assert (paths[0] / name).read_bytes() == (paths[1] / name).read_bytes()  # type: ignore[operator]
@@ -141,7 +158,7 @@ def test_serving_acts_as_the_trainer_does_from_rows_that_it_read_from_files(tmp_
     reader.poll()
     states = some_states()
     for number in range(10, 14):
-        np.testing.assert_array_equal(reader.look_up(states)["rows_recent"], made.learner.rows(states, "recent"))
+        assert_equal(reader.look_up(states), rows(made, states))
         feed(made, number, 1)
         assert writer.write()
         reader.poll()
@@ -167,8 +184,9 @@ def test_after_a_crash_serving_has_what_the_trainer_has_again(tmp_path: Path) ->
     deltas(again).write()
     reader.poll()
     states = some_states()
-    assert not np.array_equal(again.learner.rows(states, "recent"), made.learner.rows(states, "recent"))
-    np.testing.assert_array_equal(reader.look_up(states)["rows_recent"], again.learner.rows(states, "recent"))
+    for name, before in rows(made, states).items():
+        assert not np.array_equal(rows(again, states)[name], before), name
+    assert_equal(reader.look_up(states), rows(again, states))
 
 
 def test_ids_that_are_forgotten_lose_their_rows_in_serving_and_their_places_are_used_again(tmp_path: Path) -> None:
@@ -177,16 +195,15 @@ def test_ids_that_are_forgotten_lose_their_rows_in_serving_and_their_places_are_
     writer, reader = deltas(made), served(made)
     writer.write()
     reader.poll()
-    assert reader.look_up(some_states())["rows_recent"].any()
-    table = made.embeddings.tables["recent"]
-    assert table.forget_old(10**9) == 9
+    assert all(found.any() for found in reader.look_up(some_states()).values())
+    assert [table.forget_old(10**9) for table in made.embeddings.tables.values()] == [9, 9, 5]
     writer.write()
     reader.poll()
-    assert not reader.look_up(some_states())["rows_recent"].any()
+    assert not any(found.any() for found in reader.look_up(some_states()).values())
     feed(made, 6, 3)
     writer.write()
     reader.poll()
-    np.testing.assert_array_equal(reader.look_up(some_states())["rows_recent"], made.learner.rows(some_states(), "recent"))
+    assert_equal(reader.look_up(some_states()), rows(made, some_states()))
     assert reader._tables["recent"]._used == 9
 
 
@@ -204,15 +221,15 @@ def test_a_reader_that_comes_late_or_misses_files_goes_on_from_the_next_start(tm
     file_of(folder, lost).unlink()
     feed(made, 7, 1)
     writer.write()
-    before = reader.look_up(some_states())["rows_recent"]
+    before = reader.look_up(some_states())
     reader.poll()
-    np.testing.assert_array_equal(reader.look_up(some_states())["rows_recent"], before)
+    assert_equal(reader.look_up(some_states()), before)
     monkeypatch.setattr(embedding_deltas, "ANEW_BYTES", 0)
     writer._all_bytes = 0
     writer.write()
     for follower in (reader, served(made)):
         follower.poll()
-        np.testing.assert_array_equal(follower.look_up(some_states())["rows_recent"], made.learner.rows(some_states(), "recent"))
+        assert_equal(follower.look_up(some_states()), rows(made, some_states()))
     writer._all_bytes, writer._delta_bytes = 0, 1
     writer.write()
     assert min(numbers(folder)) > lost  # what came before the last start but one is deleted
@@ -224,7 +241,7 @@ def test_a_damaged_file_is_counted_and_the_rows_before_it_stay(tmp_path: Path) -
     writer, reader = deltas(made), served(made)
     writer.write()
     reader.poll()
-    before = reader.look_up(some_states())["rows_recent"]
+    before = reader.look_up(some_states())
     feed(made, 6, 1)
     writer.write()
     folder = embedding_folder(made.policy.model_dir, "fusion", made.policy.spec_hash)
@@ -233,10 +250,10 @@ def test_a_damaged_file_is_counted_and_the_rows_before_it_stay(tmp_path: Path) -
     path.write_bytes(content[:50])
     reader.poll()
     assert reader._metrics.registry.get_sample_value("headrace_serving_embedding_failures_total") == 1
-    np.testing.assert_array_equal(reader.look_up(some_states())["rows_recent"], before)
+    assert_equal(reader.look_up(some_states()), before)
     path.write_bytes(content)
     reader.poll()
-    np.testing.assert_array_equal(reader.look_up(some_states())["rows_recent"], made.learner.rows(some_states(), "recent"))
+    assert_equal(reader.look_up(some_states()), rows(made, some_states()))
 
 
 def test_a_disk_that_refuses_the_rows_is_one_line(tmp_path: Path) -> None:
@@ -249,7 +266,7 @@ def test_a_disk_that_refuses_the_rows_is_one_line(tmp_path: Path) -> None:
 
 
 def test_memory_for_fewer_rows_than_a_batch_may_use_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"trainer\.embedding_hot_rows = 1000: a batch of 200 transitions may use 2000 rows of recent"):
+    with pytest.raises(ConfigError, match=r"trainer\.embedding_hot_rows = 1000: a batch of 200 transitions may use 1600 rows of set"):
         worker(tmp_path, batch_size=200)
 
 
