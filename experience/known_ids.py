@@ -1,7 +1,6 @@
 """Ids that were there before: of the pages that were delivered already."""
 
 from collections.abc import Sequence
-from heapq import heappop, heappush
 
 import numpy as np
 import numpy.typing as npt
@@ -19,25 +18,20 @@ class KnownIds:
 
     def __init__(self) -> None:
         self._runs: Runs = []
-        self._oldest: list[tuple[int, int]] = []  # heap of (newest ts_ms, first offset)
-        self._forgotten_ms = 0
+        self._newest_ms = self._forgotten_ms = 0
 
-    def add(self, max_ts_ms: int, first_offset: int, ids: Sequence[str]) -> None:
-        """The ids of one block; its newest event time and its first offset."""
-        heappush(self._oldest, (max_ts_ms, first_offset))
+    def add(self, max_ts_ms: int, ids: Sequence[str]) -> None:
+        """The ids of one block, and its newest event time."""
+        self._newest_ms = max(self._newest_ms, max_ts_ms)
         self._runs.append((np.sort(_hashes(ids)), np.full(len(ids), max_ts_ms)))
         while len(self._runs) > 1 and len(self._runs[-2][0]) <= 2 * len(self._runs[-1][0]):
             self._merge_last_two()
 
-    def expire(self, before_ms: int) -> list[int]:
-        """Forget blocks older than `before_ms`; their first offsets."""
+    def expire(self, before_ms: int) -> None:
+        """Forget blocks older than `before_ms`."""
         self._forgotten_ms = before_ms
-        forgotten = []
-        while self._oldest and self._oldest[0][0] < before_ms:
-            forgotten.append(heappop(self._oldest)[1])
-        if not self._oldest:
+        if self._newest_ms < before_ms:
             self._runs.clear()
-        return forgotten
 
     def known(self, ids: Sequence[str]) -> set[str]:
         """Those of some ids that are known."""

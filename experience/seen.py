@@ -61,7 +61,7 @@ class SeenPages:
 
     def _add(self, first_offset: int, max_ts_ms: int, request_ids: Sequence[str]) -> None:
         self._deliveries.append((first_offset, max_ts_ms))
-        self._ids.add(max_ts_ms, first_offset, request_ids)
+        self._ids.add(max_ts_ms, request_ids)
 
     def _key(self, first_offset: int) -> bytes:
         return self._prefix + first_offset.to_bytes(8, "big")
