@@ -46,6 +46,7 @@ def examine() -> Iterator[Finding]:
     from experience.settings import ExperienceSettings
     from headrace.config import effective
     from headrace.settings import ConfigError, StreamSettings, load
+    from joiner.settings import JoinerSettings
     from trainer.settings import TrainerSettings
 
     try:
@@ -55,12 +56,20 @@ def examine() -> Iterator[Finding]:
     except ConfigError as error:
         yield Finding("settings", False, str(error))
         return
-    learned_from, instances = load(TrainerSettings).instance, load(ExperienceSettings).instances
+    experience, joiner = load(ExperienceSettings), load(JoinerSettings)
+    learned_from, instances = load(TrainerSettings).instance, experience.instances
     yield Finding(
         "instances",
         learned_from in instances,
         f"trainer.instance = {learned_from!r}, experience.instances = {', '.join(instances)}: the former must be one of the latter",
     )
+    if experience.labels == "early":
+        yield Finding(
+            "early labels",
+            joiner.emission_mode == "fast" and joiner.negative_keep_rate == 1,
+            f"joiner.emission_mode = {joiner.emission_mode!r}, negative_keep_rate = {joiner.negative_keep_rate}: "
+            "experience.labels = 'early' needs 'fast' and 1.0, or no page comes early whole",
+        )
     yield _folder("state folder", settings.state_dir)
     yield from _broker(settings.broker, settings.partitions)
     yield from _serving()

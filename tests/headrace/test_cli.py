@@ -123,6 +123,22 @@ def test_doctor_fails_where_the_trainer_would_learn_from_instances_that_nobody_m
     assert "instances: trainer.instance = 'td3', experience.instances = td1, mc" in shown.stdout
 
 
+@pytest.mark.parametrize(("emission_mode", "keep_rate", "holds"), [("fast", "1.0", True), ("eager", "1.0", False), ("fast", "0.5", False)])
+def test_doctor_fails_where_early_labels_do_not_get_whole_pages_from_the_joiner(
+    tmp_path: Path, emission_mode: str, keep_rate: str, holds: bool
+) -> None:
+    shown = headrace(
+        "doctor",
+        cwd=tmp_path,
+        HEADRACE_EXPERIENCE_LABELS="early",
+        HEADRACE_JOINER_EMISSION_MODE=emission_mode,
+        HEADRACE_JOINER_NEGATIVE_KEEP_RATE=keep_rate,
+    )
+
+    assert (shown.returncode == 0) == holds
+    assert f"early labels: joiner.emission_mode = {emission_mode!r}, negative_keep_rate = {keep_rate}" in shown.stdout
+
+
 def test_versions_of_an_empty_store_are_none_and_unknown_ones_one_line(tmp_path: Path) -> None:
     assert headrace("versions", "list", "--json", "-", cwd=tmp_path).stdout == "[]\n"
 
