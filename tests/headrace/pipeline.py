@@ -5,7 +5,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,8 @@ START_MS = 1_700_000_000_000
 WINDOW_MS = 10_000
 GAP_MS = 20_000
 LAST_USER = "the-end-"
+QUIET_S = 2.0
+"""After so long without rows none is on its way."""
 KEYS = {SAMPLES: ("request_id", "item_id"), TRANSITIONS: ("transition_id",)}
 Row = dict[str, Any]
 Key = tuple[Any, ...]
@@ -39,6 +41,13 @@ SETTINGS = {
     "HEADRACE_EXPERIENCE_SESSION_GAP_MS": str(GAP_MS),
     "HEADRACE_STREAM_HEARTBEAT_INTERVAL_S": "0.5",
 }
+
+EARLY_SETTINGS = {
+    "HEADRACE_EXPERIENCE_LABELS": "early",
+    "HEADRACE_JOINER_EMISSION_MODE": "fast",
+    "HEADRACE_JOINER_FAST_WAIT_MS": "500",
+}
+"""Some of the feedback has come after half a second, most has not."""
 
 
 def log_of(pages: int, seed: int, users: int = 40, leaving: float = 0.05) -> list[tuple[int, Event]]:
@@ -164,18 +173,29 @@ def key(topic: str, row: Row) -> Key:
 
 def read(broker: str, topic: str, expected: int, timeout_s: float) -> list[Row]:
     """Rows of a topic, duplicates included, once `expected` different ones of the log's users are there."""
+    found: set[Key] = set()
+
+    def all_are_there(new: list[Row]) -> bool:
+        found.update(first_by_key(topic, new))
+        return len(found) >= expected
+
+    return read_until(broker, topic, all_are_there, timeout_s)
+
+
+def read_until(broker: str, topic: str, is_enough: Callable[[list[Row]], bool], timeout_s: float) -> list[Row]:
+    """Rows of a topic up to those of which `is_enough`, which gets them as they come, says so."""
     consumer = Consumer({"bootstrap.servers": broker, "group.id": "test", "auto.offset.reset": "earliest", "log_level": 0})
     consumer.assign([TopicPartition(topic, partition, 0) for partition in range(PARTITIONS)])
     rows: list[Row] = []
-    found: set[Key] = set()
+    new: list[Row] = []
     deadline_s = time.monotonic() + timeout_s
     try:
-        while len(found) < expected and time.monotonic() < deadline_s:
+        while not is_enough(new) and time.monotonic() < deadline_s:
+            new = []
             for message in consumer.consume(100, 0.5):
                 assert message.error() is None, message.error()
-                new = rows_of(message.value() or b"", topic)
-                rows += new
-                found.update(first_by_key(topic, new))
+                new += rows_of(message.value() or b"", topic)
+            rows += new
     finally:
         consumer.close()
     return rows
@@ -187,6 +207,34 @@ def check(broker: str, expected: dict[str, dict[Key, Row]], timeout_s: float) ->
         found = first_by_key(topic, read(broker, topic, len(rows), timeout_s))
         assert found.keys() == rows.keys(), topic
         assert found == rows, topic
+
+
+def check_amended(broker: str, expected: dict[Key, Row], timeout_s: float) -> None:
+    """Whoever keeps the highest revision of each transition has those of the undisturbed run, of which most had left early."""
+    newest: dict[Key, Row] = {}
+    quiet_since_s = time.monotonic()
+
+    def is_settled(new: list[Row]) -> bool:
+        nonlocal quiet_since_s
+        for row in new:
+            before = newest.setdefault(key(TRANSITIONS, row), row)
+            if row["revision"] > before["revision"]:
+                newest[key(TRANSITIONS, row)] = row
+        if new:
+            quiet_since_s = time.monotonic()
+        return time.monotonic() > quiet_since_s + QUIET_S and _without_revision(newest) == _without_revision(expected)
+
+    rows = read_until(broker, TRANSITIONS, is_settled, timeout_s)
+    assert newest.keys() == expected.keys()
+    assert _without_revision(newest) == _without_revision(expected)
+    early = {row["transition_id"] for row in rows if row["revision"] == 0}
+    amended = {row["transition_id"] for row in rows if row["revision"] == 1}
+    assert len(early) > len(expected) / 2
+    assert early & amended
+
+
+def _without_revision(rows: dict[Key, Row]) -> dict[Key, Row]:
+    return {name: {**row, "revision": None} for name, row in rows.items()}
 
 
 def rows_of(message: bytes, topic: str = TRANSITIONS) -> list[Row]:

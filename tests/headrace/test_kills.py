@@ -12,6 +12,7 @@ import pytest
 
 from headrace.broker import create_topics, running
 from headrace.settings import StreamSettings
+from schemas.topics import TRANSITIONS
 
 PAGES = 3_000
 KILLS = 25
@@ -54,7 +55,7 @@ def wait(condition: Callable[[], bool], worker: pipeline.Worker) -> None:
         time.sleep(0.02)
 
 
-def check_kills(broker: str, folder: Path, seed: int, session_timeout_s: float) -> None:
+def check_kills(broker: str, folder: Path, seed: int, session_timeout_s: float, labels: str) -> None:
     create_topics(StreamSettings(broker=broker))
     events = pipeline.log_of(PAGES, seed)
     expected = pipeline.undisturbed(events)
@@ -72,21 +73,35 @@ def check_kills(broker: str, folder: Path, seed: int, session_timeout_s: float) 
         pipeline.produce(broker, events[sent:])
         assert [killer.kills for killer in killers] == [KILLS, KILLS]
         assert min(killer.caught_at_work for killer in killers) > KILLS / 2
-        pipeline.check(broker, expected, timeout_s=60)
+        if labels == "early":
+            pipeline.check_amended(broker, expected[TRANSITIONS], timeout_s=60)
+        else:
+            pipeline.check(broker, expected, timeout_s=60)
 
 
 @pytest.mark.slow
-def test_fifty_kills_under_load_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("labels", ["complete", "early"])
+def test_fifty_kills_under_load_change_nothing(labels: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     be_patient(monkeypatch)
+    choose(labels, monkeypatch)
     with running("embedded", tmp_path / "broker") as broker:
-        check_kills(broker.address, tmp_path, seed=11, session_timeout_s=1.5)
+        check_kills(broker.address, tmp_path, seed=11, session_timeout_s=1.5, labels=labels)
 
 
 @pytest.mark.slow
 @pytest.mark.kafka
-def test_fifty_kills_under_load_change_nothing_on_a_real_kafka(kafka_broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("labels", ["complete", "early"])
+def test_fifty_kills_under_load_change_nothing_on_a_real_kafka(
+    labels: str, kafka_broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     be_patient(monkeypatch)
-    check_kills(kafka_broker, tmp_path, seed=12, session_timeout_s=6.0)
+    choose(labels, monkeypatch)
+    check_kills(kafka_broker, tmp_path, seed=12, session_timeout_s=6.0, labels=labels)
+
+
+def choose(labels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in pipeline.EARLY_SETTINGS.items() if labels == "early" else ():
+        monkeypatch.setitem(pipeline.SETTINGS, name, value)
 
 
 def be_patient(monkeypatch: pytest.MonkeyPatch) -> None:
