@@ -24,7 +24,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
@@ -33,12 +32,16 @@ from experience.sessions import PartitionSessions
 from experience.settings import ExperienceSettings
 from headrace.step import Outcome, Record
 from headrace.store import PartitionStore
+from joiner.sink.columns import as_table, stored
+from joiner.sink.columns import parquet as as_file
 from schemas.codec import decode_batch
+from schemas.sample import sample_schema
 from schemas.topics import SAMPLES
 
 SETTINGS = ExperienceSettings(session_gap_ms=60_000)
 NO_POLARS = "polars is not installed: pip install polars"
-ROW_GROUP_ROWS = 200_000
+ROW_GROUP_MESSAGES = 32
+"""About 32 MiB in memory, which is what the sink makes of small files."""
 Build = Callable[[ds.Dataset, ExperienceSettings, Path], object]
 Row = tuple[str, int, float, bool, bool]
 """What is compared of a transition: session, step, reward, done, whether there is a next page."""
@@ -166,11 +169,11 @@ def memory(sessions: int) -> dict[str, float]:
 
 
 def parquet(log: list[Message], folder: Path, build: Build) -> dict[str, Any]:
-    """The same samples from a Parquet file, as the sink writes them, into Parquet transitions."""
-    table = pa.Table.from_batches([_plain(decode_batch(message.value, "samples")[0]) for message in log])
-    shared = ["exposure", "request_id", "user_id", "policy", "model_version", "closed_by"]
-    with pq.ParquetWriter(folder / "samples.parquet", table.schema, compression="zstd", use_dictionary=shared) as writer:
-        writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+    """The same samples from a Parquet file, written by the sink's own code, into Parquet transitions."""
+    groups = [log[start : start + ROW_GROUP_MESSAGES] for start in range(0, len(log), ROW_GROUP_MESSAGES)]
+    batches = ([decode_batch(message.value, "samples")[0] for message in group] for group in groups)
+    schema = stored(sample_schema(KINDS))
+    (folder / "samples.parquet").write_bytes(as_file((as_table(group, schema) for group in batches), schema))
     wall_s, cpu_s = time.perf_counter(), time.process_time()
     samples = ds.dataset([str(folder / "samples.parquet")], format="parquet")
     build(samples, SETTINGS, folder / "transitions")

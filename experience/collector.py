@@ -8,13 +8,14 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from experience.episodes import Leaving, Links, in_order, leaving, link, steps_of
-from experience.open_pages import NEVER, PROGRESS, OpenPages
+from experience.columns import USER_ID, Columns, concatenated, ids, objects, take
+from experience.episodes import Leaving, Links, in_order, leaving, link, request_ids, steps_of
+from experience.open_pages import NEVER, PROGRESS, OpenPages, apart
 from experience.page_log import LETTERS, Change, PageLog
-from experience.pages import Columns, concatenated, objects, take
 from experience.reward import Bools, Ints
 from experience.settings import ExperienceSettings
 from experience.transitions import transition_batches
+from headrace.id_index import Keys
 from headrace.step import StoredRows
 
 
@@ -39,15 +40,14 @@ class Collector:
         self._settings = settings
         self._table = OpenPages()
         self._log = PageLog(next_entry, letters) if stored is not None else None
-        self._touched: set[str] = set()
+        self._touched: list[Keys] = []
         self._new: list[Columns] = []
         self._strays: list[Columns] = []
         self._watermark_ms = watermark_ms
         if stored is not None and self._log is not None:
             pages = self._log.recover(stored)
             if pages is not None and len(pages["ts_ms"]):
-                self._table.add(pages)
-                self._touched.update(pages["user_id"].tolist())  # to find their deadlines again
+                self._touched.append(self._table.add(pages))  # to find their deadlines again
 
     @property
     def next_entry(self) -> int:
@@ -84,8 +84,9 @@ class Collector:
     def _strayed(self, pages: Columns) -> Bools:
         """Pages older than promised, whose user's session has begun to leave a gap and more after them: sessions of their own."""
         is_stray = np.zeros(len(pages["ts_ms"]), np.bool_)
-        for row in np.flatnonzero(pages["ts_ms"] < self._watermark_ms).tolist():
-            slots = self._table.of_known_user(pages["user_id"][row])
+        old = np.flatnonzero(pages["ts_ms"] < self._watermark_ms)
+        for row, user_id in zip(old.tolist(), ids(take(pages, old), USER_ID), strict=True):
+            slots = self._table.of_user(user_id)
             if len(slots):
                 waits = ~self._table.column("settled", slots)
                 begun = bool((self._table.column("step", slots) > 0).any() or not waits.all())
@@ -98,13 +99,14 @@ class Collector:
         self._watermark_ms = max(self._watermark_ms, watermark_ms)
         batches = [batch for strays in self._strays for batch in self._alone(strays)]
         logged, moved = self._take_in()
-        users = sorted(self._touched | self._table.due(watermark_ms))  # sorted: a step that was rebuilt gives the same bytes
-        self._touched, self._strays = set(), []
-        if not users:
+        users = np.unique(np.concatenate([*self._touched, self._table.due(watermark_ms)]))
+        self._touched, self._strays = [], []
+        if not len(users):
             changes = [] if self._log is None else self._log.append(logged, moved, _no_ints(), _nothing_changed())
             return Released(batches, changes)
         slots, user = self._table.of_users(users)
         pages = self._table.take(slots)
+        user = _by_offset(apart(user, pages), pages["source_offset"])
         order = in_order(pages, user)
         slots, user, pages = slots[order], user[order], take(pages, order)
         settings = self._settings
@@ -112,7 +114,7 @@ class Collector:
         going, is_gone = leaving(links, user, settings.instances)
         batches += transition_batches(pages, links, going, settings)
         changed = self._progress(slots, user, pages, links, is_gone)
-        self._table.replace(users, slots, user, is_gone)
+        self._table.replace(users, slots, is_gone)
         return Released(batches, [] if self._log is None else self._log.append(logged, moved, pages["serial"][is_gone], changed))
 
     def _take_in(self) -> tuple[Columns | None, Ints]:
@@ -130,12 +132,13 @@ class Collector:
             new["session_id"] = objects([""] * count)
             if self._log is not None:
                 new["serial"] = self._log.serials(len(moved) + count)[len(moved) :]
-            self._table.add(new)
-            self._touched.update(new["user_id"].tolist())
+            self._touched.append(self._table.add(new))
             parts.append(new)
         if self._log is None or not parts:
             return None, moved
-        logged = concatenated([{name: part[name] for name in parts[-1] if name not in ("deadline_ms", "needs_from")} for part in parts])
+        logged = concatenated(
+            [{name: part[name] for name in parts[-1] if name not in ("deadline_ms", "needs_from", "user")} for part in parts]
+        )
         logged["serial"] = self._log.serials(len(logged["ts_ms"]))
         return logged, moved
 
@@ -165,10 +168,17 @@ class Collector:
         """Pages that are whole sessions."""
         count = len(pages["ts_ms"])
         yes, no = np.ones(count, np.bool_), np.zeros(count, np.bool_)
-        links = Links(yes, yes, no, yes, np.zeros(count, np.int64), pages["request_id"], pages["offset"], pages["ts_ms"])
+        links = Links(yes, yes, no, yes, np.zeros(count, np.int64), request_ids(pages), pages["offset"], pages["ts_ms"])
         place = np.arange(count)
         going = [Leaving(instance, place, place) for instance in sorted(self._settings.instances, key=steps_of)]
         return list(transition_batches(pages, links, going, self._settings))
+
+
+def _by_offset(user: Ints, offset: Ints) -> Ints:
+    """Users numbered by their oldest page's offset, and not by their keys: another process has others, and must give the same bytes."""
+    first = np.full(int(user.max()) + 1, NEVER)
+    np.minimum.at(first, user, offset)
+    return np.argsort(np.argsort(first, kind="stable"))[user]
 
 
 def _no_ints() -> Ints:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from experience.pages import Columns
+from experience.columns import REQUEST_ID, Columns, ids, objects, take
 from experience.reward import Bools, Floats, Ints, Objects
 
 TO_THE_END = 1 << 40
@@ -54,8 +54,8 @@ def link(pages: Columns, user_S: Ints, watermark_ms: int, gap_ms: int, max_pages
     step, session_id, first_offset = pages["step"].astype(np.int64), pages["session_id"].copy(), pages["first_offset"].copy()
     waiting = np.flatnonzero(~was_settled)
     if len(waiting):
-        waiting_pages = {name: pages[name][waiting] for name in ("step", "session_id", "first_offset", "request_id", "offset")}
-        numbered = _numbered(waiting_pages, user_S[waiting], went_on[waiting], max_pages)
+        needed = ("step", "session_id", "first_offset", "offset", "packed", "sizes")
+        numbered = _numbered(take({name: pages[name] for name in needed}, waiting), user_S[waiting], went_on[waiting], max_pages)
         step[waiting], session_id[waiting], first_offset[waiting] = numbered
     done = ~went_on | (step + 1 >= max_pages)
     return Links(is_new, was_settled | is_new, went_on, done, step, session_id, first_offset, decided_ms)
@@ -79,9 +79,16 @@ def _numbered(pages: Columns, user_W: Ints, went_on_W: Bools, max_pages: int) ->
     session_start_W = place - step_W
     is_carried = session_start_W < start_W
     of_session_W = np.where(is_carried, carrier_W, session_start_W)
-    session_id_W = np.where(is_carried, pages["session_id"][of_session_W], pages["request_id"][of_session_W])
+    starts, of_start = np.unique(of_session_W[~is_carried], return_inverse=True)
+    session_id_W = pages["session_id"][of_session_W]
+    session_id_W[~is_carried] = request_ids({name: pages[name][starts] for name in ("packed", "sizes")})[of_start]
     first_offset_W = np.where(is_carried, pages["first_offset"][of_session_W], pages["offset"][of_session_W])
     return step_W, session_id_W, first_offset_W
+
+
+def request_ids(pages: Columns) -> Objects:
+    """The pages' request ids: that of the first page names a session."""
+    return objects([request_id.decode() for request_id in ids(pages, REQUEST_ID)])
 
 
 class Leaving(NamedTuple):
@@ -133,9 +140,9 @@ def in_order(pages: Columns, user_S: Ints) -> npt.NDArray[Any]:
     is_tie = np.append(False, (users[1:] == users[:-1]) & (times[1:] == times[:-1]) & ~settled[order][:-1])
     if not is_tie.any():
         return order
-    request_ids = pages["request_id"]
     run = np.cumsum(~is_tie)
     for tied in np.unique(run[is_tie]).tolist():  # few: one user's pages of one millisecond
         places = np.flatnonzero(run == tied)
-        order[places] = sorted(order[places].tolist(), key=lambda place: str(request_ids[place]))
+        of_places = ids({name: pages[name][order[places]] for name in ("packed", "sizes")}, REQUEST_ID)
+        order[places] = order[places][sorted(range(len(places)), key=of_places.__getitem__)]
     return order

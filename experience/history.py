@@ -12,7 +12,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from experience.collector import Collector
-from experience.pages import page_columns, take
+from experience.columns import take
+from experience.pages import page_columns
 from experience.reward import Ints
 from experience.settings import ExperienceSettings
 from schemas.sample import label_column

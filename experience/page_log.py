@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from experience.columns import NUMBERS, PARTS, TEXTS, Columns, concatenated, objects, shared_texts, take
 from experience.open_pages import PROGRESS, OpenPages
-from experience.pages import NUMBERS, TEXTS, Columns, concatenated, objects, shared_texts, take
 from experience.reward import Ints
 from headrace.step import StoredRows
 
@@ -29,9 +29,6 @@ ENTRY_BITS = 24
 """A page's serial is its entry's number and its place there."""
 SLACK_PAGES = 10_000
 """A log with so few dead pages is left as it is."""
-
-_UNIQUE = ("request_id", "user_id", "exposure")
-"""The others repeat from page to page: each text is in memory once an entry."""
 
 Change = tuple[bytes, bytes | None]
 
@@ -93,7 +90,7 @@ class PageLog:
             stays[gone[is_own] - (number << ENTRY_BITS)] = False
             gone, count = gone[~is_own], int(stays.sum())
             if count:
-                changes.append((_key(self._pages_key, number), _packed(pages if count == len(stays) else take(pages, stays))))
+                changes.append((_key(self._pages_key, number), _encoded(pages if count == len(stays) else take(pages, stays))))
         has_progress = bool(len(gone) + len(changed["serial"]))
         if has_progress:
             columns = {name: changed[name].astype(dtype).tobytes() for name, dtype in PROGRESS.items()}
@@ -132,7 +129,7 @@ class PageLog:
     def recover(self, stored: StoredRows) -> Columns | None:
         """The open pages with what became of them, and the log as it was; None where nothing is open."""
         progress = {int.from_bytes(key[1:], "big"): _decode(row) for key, row in stored.rows(self._progressed_key)}
-        parts = {int.from_bytes(key[1:], "big"): _unpacked(row) for key, row in stored.rows(self._pages_key)}
+        parts = {int.from_bytes(key[1:], "big"): _decoded(row) for key, row in stored.rows(self._pages_key)}
         next_entry = self.next_entry
         for number in sorted({*progress, *parts}):
             self._hold(_Entry(number, len(parts[number]["ts_ms"]) if number in parts else 0, number in progress))
@@ -168,25 +165,26 @@ def _key(letter: bytes, entry: int) -> bytes:
     return letter + entry.to_bytes(8, "big")
 
 
-def _packed(pages: Columns) -> bytes:
+def _encoded(pages: Columns) -> bytes:
     """The width of `earned` as 8 bytes, then the batch: Arrow wants its buffers at multiples of 8."""
     earned = np.ascontiguousarray(pages["earned"])
     width = earned.shape[1]
     arrays = [pa.array(pages[name]) for name in (*NUMBERS, *PROGRESS)]
     arrays += [pa.array(pages[name].tolist(), pa.string()) for name in (*TEXTS, "session_id")]
-    arrays.append(pa.array(pages["exposure"].tolist(), pa.binary()))
+    arrays.append(pa.array(pages["packed"].tolist(), pa.binary()))
+    arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(pages["sizes"].ravel()), len(PARTS)))
     arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(earned.ravel()), width))
-    packed: bytes = pa.RecordBatch.from_arrays(arrays, schema=_schema(width)).serialize().to_pybytes()
-    return b"".join((width.to_bytes(8, "little"), packed))
+    encoded: bytes = pa.RecordBatch.from_arrays(arrays, schema=_schema(width)).serialize().to_pybytes()
+    return b"".join((width.to_bytes(8, "little"), encoded))
 
 
-def _unpacked(row: bytes) -> Columns:
+def _decoded(row: bytes) -> Columns:
     width = int.from_bytes(row[:8], "little")
     batch = pa.ipc.read_record_batch(pa.py_buffer(row).slice(8), _schema(width))
     columns: Columns = {name: batch.column(name).to_numpy(zero_copy_only=False).copy() for name in (*NUMBERS, *PROGRESS)}
-    for name in (*TEXTS, "session_id", "exposure"):
-        column = batch.column(name)
-        columns[name] = objects(column.to_pylist()) if name in _UNIQUE else shared_texts(column)
+    columns |= {name: shared_texts(batch.column(name)) for name in (*TEXTS, "session_id")}
+    columns["packed"] = objects(batch.column("packed").to_pylist())
+    columns["sizes"] = batch.column("sizes").values.to_numpy().reshape(-1, len(PARTS)).copy()
     columns["earned"] = batch.column("earned").values.to_numpy().reshape(-1, width).copy()
     return columns
 
@@ -194,4 +192,5 @@ def _unpacked(row: bytes) -> Columns:
 def _schema(width: int) -> pa.Schema:
     fields = [(name, pa.from_numpy_dtype(dtype)) for name, dtype in {**NUMBERS, **PROGRESS}.items()]
     fields += [(name, pa.string()) for name in (*TEXTS, "session_id")]
-    return pa.schema([*fields, ("exposure", pa.binary()), ("earned", pa.list_(pa.float32(), width))])
+    fields += [("packed", pa.binary()), ("sizes", pa.list_(pa.int32(), len(PARTS))), ("earned", pa.list_(pa.float32(), width))]
+    return pa.schema(fields)

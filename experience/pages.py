@@ -4,35 +4,20 @@ Shape legend: R rows (samples) of a batch, P pages, K kinds of feedback.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from experience.columns import EXPOSURE, PARTS, Columns, objects, pack, shared_texts
 from experience.reward import Ints, by_rule, conversions, earned_parts
 from experience.settings import ExperienceSettings
 from schemas.codec import UNREADABLE, WrongBatchError, batch_kinds, decode_arm, decode_batch
 from schemas.exposure import ServedArm
 from schemas.sample import label_column, sample_schema
 
-Columns = dict[str, npt.NDArray[Any]]
-"""Columns of equal length by name; those of pages have the names of NUMBERS, TEXTS, `exposure` (bytes) and `earned` [P, K]."""
-
-NUMBERS: dict[str, type] = {
-    "ts_ms": np.int64,
-    "propensity": np.float64,
-    "converted": np.bool_,
-    "left": np.bool_,
-    "feedback_count": np.int32,
-    "feedback_arrival_ms": np.int64,  # -1: none
-    "source_partition": np.int32,
-    "source_offset": np.int64,
-    "offset": np.int64,  # of the samples message that the page came in
-}
-TEXTS = ("request_id", "user_id", "policy", "model_version", "bucket", "kinds")
-"""`kinds` has the kinds of `earned`, comma-separated, as in the batch's schema."""
 MAX_REWARD = 1e38
 """Rewards are float32: anything larger is an error in the feedback's value, not a success."""
 
@@ -41,6 +26,7 @@ class Pages(NamedTuple):
     """The pages of one samples message in the order of its rows; `row_counts` has the number of samples of each."""
 
     columns: Columns
+    request_ids: list[str]
     row_counts: Ints
     watermark_ms: int
     unusable: dict[int, str]
@@ -54,10 +40,11 @@ def read_pages(message: bytes, offset: int, settings: ExperienceSettings) -> Pag
         kinds = batch_kinds(batch.schema)
         _check(batch, kinds)
         if not batch.num_rows:
-            return Pages({}, np.empty(0, np.int64), watermark_ms, {})
+            return Pages({}, [], np.empty(0, np.int64), watermark_ms, {})
         starts = page_starts(batch)
         columns, unusable = page_columns(batch, kinds, starts, offset, settings)
-        return Pages(columns, np.diff(starts, append=batch.num_rows), watermark_ms, unusable)
+        request_ids = batch.column("request_id").take(pa.array(starts)).to_pylist()
+        return Pages(columns, request_ids, np.diff(starts, append=batch.num_rows), watermark_ms, unusable)
     except WrongBatchError:
         raise
     except (ValueError, KeyError, IndexError, OSError, pa.ArrowException) as error:
@@ -110,73 +97,37 @@ def page_columns(
         "source_partition": batch.column("source_partition").to_numpy()[starts_P],
         "source_offset": batch.column("source_offset").to_numpy()[starts_P],
         "offset": np.full(len(starts_P), offset),
-        "request_id": objects(_taken(batch.column("request_id"), first)),
-        "user_id": objects(_taken(batch.column("user_id"), first)),
         "policy": policies_P,
         "model_version": shared_texts(batch.column("model_version").take(first)),
         "bucket": shared_texts(pa.array([arm.bucket for arm in arms], pa.string())),
-        "kinds": np.full(len(starts_P), ",".join(kinds), np.object_),
-        "exposure": objects(exposures),
+        "kinds": objects([",".join(kinds)] * len(starts_P)),  # np.full would make a text for each
         "earned": earned_PK,
+        **pack([*(_taken(batch.column(name), first) for name in PARTS[:EXPOSURE]), exposures]),
     }
     return columns, unusable
 
 
-def _taken(column: pa.Array, first: pa.Array) -> list[Any]:
+def _taken(column: pa.Array, first: pa.Array) -> pa.Array:
     """The pages' values; a column with a dictionary is not written out first."""
     if isinstance(column, pa.DictionaryArray):
-        column = column.dictionary.take(column.indices.take(first))
-    else:
-        column = column.take(first)
-    values: list[Any] = column.to_pylist()
-    return values
+        return column.dictionary.take(column.indices.take(first))
+    return column.take(first)
 
 
-def _arms(exposures: Sequence[bytes]) -> tuple[list[ServedArm], dict[int, str]]:
+def _arms(exposures: pa.BinaryArray) -> tuple[list[ServedArm], dict[int, str]]:
     """What is opened of the messages; those that cannot be opened are unusable."""
+    _, bounds, content = exposures.buffers()
+    messages = memoryview(content or b"")
+    ends = np.frombuffer(bounds, np.int32)[exposures.offset : exposures.offset + len(exposures) + 1].tolist()
     try:
-        return [decode_arm(message) for message in exposures], {}
+        return [decode_arm(messages[start:end]) for start, end in pairwise(ends)], {}
     except UNREADABLE:
         pass
     arms, unusable = [], {}
-    for page, message in enumerate(exposures):
+    for page, (start, end) in enumerate(pairwise(ends)):
         try:
-            arms.append(decode_arm(message))
+            arms.append(decode_arm(messages[start:end]))
         except UNREADABLE as error:
             arms.append(ServedArm())
             unusable[page] = f"its exposure cannot be read: {error}"
     return arms, unusable
-
-
-def shared_texts(column: pa.Array) -> npt.NDArray[np.object_]:
-    """Texts that repeat, each in memory once."""
-    encoded = column.dictionary_encode()
-    texts: npt.NDArray[np.object_] = objects(encoded.dictionary.to_pylist())[encoded.indices.to_numpy()]
-    return texts
-
-
-def objects(values: Sequence[object]) -> npt.NDArray[np.object_]:
-    """Python objects as a column."""
-    column = np.empty(len(values), np.object_)
-    column[:] = values
-    return column
-
-
-def take(columns: Columns, rows: npt.NDArray[Any]) -> Columns:
-    """Some of the rows."""
-    return {name: column[rows] for name, column in columns.items()}
-
-
-def concatenated(parts: Sequence[Columns]) -> Columns:
-    """The rows of all parts; `earned` is as wide as the widest, and filled up with zeros."""
-    if len(parts) == 1:
-        return parts[0]
-    width = max(part["earned"].shape[1] for part in parts)
-    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name != "earned"}
-    whole["earned"] = np.concatenate([widened(part["earned"], width) for part in parts])
-    return whole
-
-
-def widened(earned_PK: npt.NDArray[np.float32], width: int) -> npt.NDArray[np.float32]:
-    """The same with zeros in as many columns as are missing."""
-    return earned_PK if earned_PK.shape[1] == width else np.pad(earned_PK, ((0, 0), (0, width - earned_PK.shape[1])))

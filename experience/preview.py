@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from experience.collector import Collector
-from experience.pages import page_columns, page_starts, take
+from experience.columns import take
+from experience.pages import page_columns, page_starts
 from experience.seen import Change, SeenPages
 from experience.settings import ExperienceSettings
 from headrace.step import Count, Record, StoredRows
@@ -118,7 +119,7 @@ class Previews:
         if not is_new.all():
             counts[Count("ignored", "incomplete_page")] += int(sizes[~is_new].sum())
         is_new[list(unusable)] = False  # the final page is refused, with a dead letter
-        request_ids = columns["request_id"].tolist()
+        request_ids = batch["request_id"].take(pa.array(starts)).to_pylist()
         known = self._seen.known(request_ids)
         for page, request_id in enumerate(request_ids):
             if request_id in known or request_id in delivered:

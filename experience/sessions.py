@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from experience.collector import Collector
-from experience.pages import Pages, read_pages, take
+from experience.columns import take
+from experience.pages import Pages, read_pages
 from experience.preview import ROW_KINDS, Previews
 from experience.reward import Bools
 from experience.seen import SeenPages
@@ -26,8 +27,11 @@ from schemas.dead_letter import DeadLetter
 from schemas.dead_letter import Reason as RejectReason
 from schemas.topics import POINTWISE_SAMPLES, SAMPLES, TRANSITIONS
 
-LAYOUT = 2
-"""To be raised whenever rows are no longer read as they were written before. 1: a row a session, with its pages."""
+LAYOUT = 3
+"""To be raised whenever rows are no longer read as they were written before.
+
+1: a row a session, with its pages. 2: a page's ids and message were columns of their own.
+"""
 CLOCK = b"w"
 OUT_OF_ORDER = Count("out_of_order", SAMPLES)
 """Samples of pages older than the watermark promised: used all the same, so neither rejected nor ignored."""
@@ -167,7 +171,7 @@ class PartitionSessions:
 
     def _new_pages(self, message: Pages, record: Record, now_ms: int, delivered: dict[str, None], outcome: Outcome) -> Bools:
         """Which pages of a message come for the first time and can be used; the others are counted or refused."""
-        request_ids, ts_ms = message.columns["request_id"].tolist(), message.columns["ts_ms"]
+        request_ids, ts_ms = message.request_ids, message.columns["ts_ms"]
         known = self._seen.known(request_ids)
         age_ms = self._clock.promised_ms - ts_ms
         late = set(np.flatnonzero(age_ms > self._settings.dedup_horizon_ms).tolist())

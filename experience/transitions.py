@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from experience.columns import EXPOSURE, REQUEST_ID, USER_ID, Columns, Unpacked, take
 from experience.episodes import Leaving, Links, returns
-from experience.pages import Columns, objects, take
-from experience.reward import Bools, Floats, Ints, penalties, total
+from experience.reward import Floats, penalties, total
 from experience.settings import ExperienceSettings
 from schemas.transition import transition_schema
 
@@ -29,7 +30,7 @@ def transition_batches(pages: Columns, links: Links, leaving: Sequence[Leaving],
         for of_kind in leaving:
             chosen = is_of_kinds[of_kind.page]
             part = Leaving(of_kind.instance, of_kind.page[chosen], of_kind.last[chosen])
-            for cut in _cuts(part, links, pages["exposure"]):
+            for cut in _cuts(part, links, pages["sizes"][:, EXPOSURE]):
                 yield _batch(pages, links, cut, rewards, names, settings)
 
 
@@ -41,13 +42,13 @@ class _Rewards:
         self.total_S = total(earned_SK, no_conversion_S, left_S)
 
 
-def _cuts(leaving: Leaving, links: Links, exposures: npt.NDArray[Any]) -> Iterator[Leaving]:
+def _cuts(leaving: Leaving, links: Links, exposure_bytes: npt.NDArray[np.int32]) -> Iterator[Leaving]:
     """Parts whose messages are about BATCH_BYTES at most."""
     if not len(leaving.page):
         return
-    sizes = np.fromiter(map(len, exposures[leaving.page]), np.int64, len(leaving.page))
+    sizes = exposure_bytes[leaving.page].astype(np.int64)
     following = np.flatnonzero(~links.done[leaving.last])
-    sizes[following] += np.fromiter(map(len, exposures[leaving.last[following] + 1]), np.int64, len(following))
+    sizes[following] += exposure_bytes[leaving.last[following] + 1]
     number = (np.cumsum(sizes) - 1) // BATCH_BYTES
     for places in np.split(np.arange(len(number)), np.flatnonzero(np.diff(number)) + 1):
         yield Leaving(leaving.instance, leaving.page[places], leaving.last[places])
@@ -57,19 +58,22 @@ def _batch(
     pages: Columns, links: Links, leaving: Leaving, rewards: _Rewards, kinds: tuple[str, ...], settings: ExperienceSettings
 ) -> pa.RecordBatch:
     page, last, count = leaving.page, leaving.last, len(leaving.page)
-    mine = take({name: column for name, column in pages.items() if name not in ("earned", "session_id")}, page)
     done, n_steps = links.done[last], last - page + 1
+    following = np.where(done, page, last + 1)
+    opened = np.union1d(page, following)
+    unpacked, place = Unpacked(pages, opened), np.searchsorted(opened, page)
+    mine = take({name: column for name, column in pages.items() if name not in ("earned", "session_id", "packed", "sizes")}, page)
     exponents, of_exponent = np.unique(n_steps, return_inverse=True)
     discounts = np.array([settings.discount**steps for steps in exponents.tolist()], np.float32)
     suffix = "" if leaving.instance == "td1" else f"/{leaving.instance}"
-    request_ids = mine["request_id"].tolist()
+    request_ids = unpacked.texts(REQUEST_ID, place)
     arrival_ms = mine["feedback_arrival_ms"]
     columns: dict[str, Any] = {
-        "transition_id": [request_id + suffix for request_id in request_ids] if suffix else request_ids,
+        "transition_id": pc.binary_join_element_wise(request_ids, suffix, "") if suffix else request_ids,
         "instance": pa.repeat(leaving.instance, count),
         "revision": np.zeros(count, np.int32),
         "request_id": request_ids,
-        "user_id": mine["user_id"].tolist(),
+        "user_id": unpacked.texts(USER_ID, place),
         "session_id": links.session_id[page].tolist(),
         "step": links.step[page].astype(np.int32),
         "policy": mine["policy"].tolist(),
@@ -86,8 +90,8 @@ def _batch(
         "ends_session": links.done[page],
         "feedback_arrival_ms": pa.array(arrival_ms, mask=arrival_ms < 0),
         "samples_offset": mine["offset"],
-        "exposure": mine["exposure"].tolist(),
-        "next_exposure": _next_exposures(pages["exposure"], last, done),
+        "exposure": unpacked.take(EXPOSURE, place),
+        "next_exposure": unpacked.take(EXPOSURE, np.searchsorted(opened, following), done),
     }
     schema = transition_schema(kinds)
     arrays = [_array(columns[name] if (name := field.name) in columns else mine[name], field.type) for field in schema]
@@ -96,10 +100,3 @@ def _batch(
 
 def _array(column: Any, kind: pa.DataType) -> pa.Array:
     return column if isinstance(column, pa.Array) else pa.array(column, kind)
-
-
-def _next_exposures(exposures: npt.NDArray[Any], last: Ints, done: Bools) -> list[bytes | None]:
-    following = objects([None] * len(last))
-    following[~done] = exposures[last[~done] + 1]
-    found: list[bytes | None] = following.tolist()
-    return found

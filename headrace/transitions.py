@@ -5,7 +5,7 @@ all of one partition. So the oldest row of the row groups that are still to come
 """
 
 import shutil
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
@@ -30,6 +30,9 @@ LABEL, DELAY = label_column(""), "label_delay_ms"
 _SHARED = ["request_id", "user_id", "policy", "model_version", "exposure"]
 """Columns whose values the rows of a page share."""
 _REPEATING = ("instance", "policy", "model_version", "bucket", "user_id", "session_id", "propensity")
+
+BATCHES_BEHIND = 16
+"""Batches (of 4 MiB at most) that wait to be written: about a row group, of which most is written at its end."""
 
 
 class RowGroup(NamedTuple):
@@ -88,19 +91,19 @@ def build(samples: ds.Dataset, settings: ExperienceSettings, out: Path, console:
     counts: Counter[str] = Counter()
     bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("samples"), TimeRemainingColumn())
     parts = BatchParts(out, "lz4", _REPEATING)
-    # A thread reads ahead by one row group, and one writes behind: pyarrow works without the interpreter's lock.
+    # A thread reads ahead by one row group, and one writes up to one behind: pyarrow works without the interpreter's lock.
     with Progress(*bar, console=console) as progress, ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         task = progress.add_task("transitions", total=sum(group.rows for groups in partitions.values() for group in groups))
-        written: Future[None] | None = None
+        written: deque[Future[None]] = deque()
         for groups in partitions.values():
             history = History(kinds, settings)
             for batch in history.transitions(_batches(samples, groups, kinds, reader, lambda rows: progress.advance(task, rows))):
-                if written is not None:
-                    written.result()
-                written = writer.submit(parts.write, batch)
+                written.append(writer.submit(parts.write, batch))
+                if len(written) > BATCHES_BEHIND:
+                    written.popleft().result()
             counts += history.counts
-        if written is not None:
-            written.result()
+        for write in written:
+            write.result()
     parts.close()
     return dict(counts)
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from experience.pages import objects
+from experience.columns import objects
 from experience.reward import conversions, earned_parts, penalties, shaped, total
 from experience.settings import ExperienceSettings, KindReward, PolicyReward, RewardRule, RewardSettings
 from headrace.settings import ConfigError, load

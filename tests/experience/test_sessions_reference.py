@@ -1,7 +1,9 @@
 """The step against the brute-force reference, over random logs: cut, out of order, delivered again, crashed, without its disk."""
 
 from typing import Any
+from unittest.mock import patch
 
+import numpy as np
 from experience_log import KINDS, Life, Shown, message, page_of, record, transitions
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -120,6 +122,17 @@ def test_a_step_rebuilt_from_its_rows_does_byte_for_byte_what_the_undisturbed_on
     cuts = data.draw(deliveries(data.draw(logs())))
     rebuild_at = data.draw(st.sets(st.integers(0, len(cuts))))
     assert live(cuts, rebuild_at, of).outcomes == live(cuts, of=of).outcomes
+
+
+@random_logs
+@given(st.data())
+def test_users_that_share_a_key_are_told_apart(data: Any) -> None:
+    log, of = data.draw(logs()), reference_settings(data.draw(INSTANCES))
+    cuts = data.draw(deliveries(data.draw(st.permutations(log))))
+    rebuild_at = data.draw(st.sets(st.integers(0, len(cuts))))
+    with patch("experience.open_pages.user_keys", lambda user_ids: np.array([7 + (user == b"w") for user in user_ids], np.uint64)):
+        life = live(cuts, rebuild_at, of)
+    assert found(life) == should(log, of)
 
 
 @random_logs

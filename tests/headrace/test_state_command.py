@@ -13,7 +13,7 @@ from test_cli import headrace
 
 from headrace.broker import create_topics, free_port, running
 from headrace.settings import ConfigError, StreamSettings
-from headrace.state import read_state
+from headrace.state import LAYOUTS, read_state
 from headrace.state_table import show
 from headrace.store import PartitionStore
 from joiner.rows import LAYOUT
@@ -90,7 +90,7 @@ def test_it_shows_the_state_beside_a_running_worker_and_the_same_without_one(tmp
 
 def test_the_command_prints_tables_or_json(tmp_path: Path) -> None:
     store = PartitionStore(tmp_path / "var" / "state" / "experience" / "3")
-    store.require_layout(2)
+    store.require_layout(LAYOUTS["experience"])
     store.write([(b"p1", b"x" * 10), (b"p2", b"y" * 10), (b"w", b"1")], {"samples": 7}, Counter())
     store.close()
     nowhere = f"127.0.0.1:{free_port()}"
@@ -110,7 +110,7 @@ def test_the_command_prints_tables_or_json(tmp_path: Path) -> None:
         "progress": {"rows": 0, "bytes": 0},
         "clock": {"rows": 1, "bytes": 2},
     }
-    assert (part["partition"], part["layout"], part["offsets"]) == (3, 2, {"samples": {"stored": 7}})
+    assert (part["partition"], part["layout"], part["offsets"]) == (3, LAYOUTS["experience"], {"samples": {"stored": 7}})
 
 
 def test_a_folder_without_state_is_one_line(tmp_path: Path) -> None:
