@@ -6,6 +6,7 @@ recent_<kind>                the newest items, newest last: a list
 recent_<kind>_categories     their categories
 <kind>_code                  binary sequence: events within each window of the feature, as one digit each
 <kind>_category_code         binary sequence: how often the category changed from one event to the next, within each window
+<kind>_gap_code              binary sequence: how often the next event came within each window of the one before
 """
 
 import re
@@ -19,6 +20,8 @@ from serving.user_state.history import Events, History
 
 Make = Callable[[Events, int], FeatureValue | None]
 """Events of a kind, and the request's time -> a feature's value; None where there is none."""
+Counted = Callable[[int, Events, int], float]
+"""A window's length, events of a kind, and the request's time -> how often something happened."""
 
 
 class StoredFeatures:
@@ -63,10 +66,10 @@ def _make(feature: object, kind: str, recent_items: int, horizon_ms: int) -> Mak
             return partial(_recent_items, horizon_ms, recent_items)
         case SequenceFeature() | MultiIdFeature() if feature.key == f"recent_{kind}_categories":
             return partial(_recent_categories, horizon_ms, recent_items)
-        case BinarySequenceFeature() if feature.key in (f"{kind}_code", f"{kind}_category_code"):
+        case BinarySequenceFeature() if feature.key.removeprefix(kind) in ("_code", "_category_code", "_gap_code"):
             _kept(feature.name, feature.windows_ms[-1], horizon_ms)
-            count = _count if feature.key == f"{kind}_code" else _changes
-            return partial(_code, count, feature.windows_ms, feature.digits)
+            counts: dict[str, Counted] = {"_code": _count, "_category_code": _changes, "_gap_code": partial(_short_gaps, horizon_ms)}
+            return partial(_code, counts[feature.key.removeprefix(kind)], feature.windows_ms, feature.digits)
         case _:
             return None
 
@@ -88,6 +91,11 @@ def _changes(length_ms: int, events: Events, now_ms: int) -> float:
     return float(sum(one != following for one, following in pairwise(known)))
 
 
+def _short_gaps(horizon_ms: int, length_ms: int, events: Events, now_ms: int) -> float:
+    first, end = events.since(now_ms - horizon_ms, now_ms)
+    return float(sum(following - one <= length_ms for one, following in pairwise(events.ts_ms[first:end])))
+
+
 def _gap_s(horizon_ms: int, events: Events, now_ms: int) -> FeatureValue | None:
     first, end = events.since(now_ms - horizon_ms, now_ms)
     return (now_ms - events.ts_ms[end - 1]) / 1000 if end > first else None
@@ -103,7 +111,5 @@ def _recent_categories(horizon_ms: int, length: int, events: Events, now_ms: int
     return list(events.categories[max(first, end - length) : end])
 
 
-def _code(
-    count: Callable[[int, Events, int], float], windows_ms: tuple[int, ...], digits: int, events: Events, now_ms: int
-) -> FeatureValue:
+def _code(count: Counted, windows_ms: tuple[int, ...], digits: int, events: Events, now_ms: int) -> FeatureValue:
     return "".join(str(min(int(count(length_ms, events, now_ms)), digits - 1)) for length_ms in windows_ms)

@@ -24,6 +24,7 @@ SPEC = FeatureSpec(
     binary_sequences=(
         BinarySequenceFeature(name="click_code"),
         BinarySequenceFeature(name="click_often", source="click_category_code", windows=("1h", "1w"), digits=4),
+        BinarySequenceFeature(name="click_rhythm", source="click_gap_code", windows=("1m", "1h", "1d", "1w"), digits=5),
     ),
 )
 FEATURES = StoredFeatures(SPEC, SETTINGS.kinds, SETTINGS.recent_items, SETTINGS.horizon_ms)
@@ -39,7 +40,7 @@ def history_of(events: list[Feedback], max_events: int = 6) -> dict[str, Events]
 def test_the_features_are_those_of_the_specification_and_of_the_kinds_that_are_kept() -> None:
     assert FEATURES.keys == {
         "click_1h", "click_1w", "pay_1d", "click_gap_s", "pay_gap_s",
-        "recent_click", "recent_click_categories", "click_code", "click_category_code",
+        "recent_click", "recent_click_categories", "click_code", "click_category_code", "click_gap_code",
     }  # fmt: skip
     assert StoredFeatures(SPEC, ("like",), 3, SETTINGS.horizon_ms).keys == frozenset()
 
@@ -63,9 +64,11 @@ def test_the_features_of_a_history_are_those_counted_by_hand() -> None:
         "recent_click_categories": ["", "b", "a"],
         "click_code": "11111",
         "click_category_code": "12",
+        "click_gap_code": "1334",  # 46 h, 1 h, 1 ms, 1 h less half a second
     }
     assert FEATURES.of(history_of(events[:1]), NOW_MS)["click_code"] == "00000"
     assert FEATURES.of(history_of(events[:2]), NOW_MS)["click_code"] == "00011"
+    assert FEATURES.of(history_of(events[:2]), NOW_MS)["click_gap_code"] == "0000"  # the one before is beyond the horizon
     assert "click_gap_s" not in FEATURES.of(history_of(events[:1]), NOW_MS)
 
 
