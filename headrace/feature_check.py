@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from headrace.runner import CHUNK_EVENTS
 from schemas.codec import UNREADABLE, decode_served_state
-from schemas.exposure import FeatureValue
 from schemas.features import (
     BinarySequenceFeature,
     CrossFeature,
@@ -24,10 +23,10 @@ from schemas.features import (
     WrongStateError,
 )
 from schemas.id_hash import crcs, rows_of
+from schemas.state_path import State, is_there, value_at
 from schemas.state_reader import StateReader
 
 Floats = npt.NDArray[np.float64]
-State = dict[str, FeatureValue]
 
 HISTOGRAM_BINS = 40
 RANKS = 10_000
@@ -65,7 +64,7 @@ class FeatureCheck:
             self._states += len(states)
             self._keys.update(key for state in states for key in state)
             for feature in self._spec.read():
-                self._look(feature, [state for state in states if feature.key in state])
+                self._look(feature, [state for state in states if is_there(state, feature.key)])
             self._cross(states)
 
     def _opened(self, messages: Sequence[bytes]) -> Iterator[State]:
@@ -82,7 +81,7 @@ class FeatureCheck:
             reader.columns(states)
         except WrongStateError:
             states = [state for state in states if self._is_right(feature.name, reader, state)]
-        values: list[Any] = [state[feature.key] for state in states]
+        values: list[Any] = [value_at(state, feature.key) for state in states]
         match feature:
             case DenseFeature():
                 self._keep(feature.name, values)
@@ -118,7 +117,7 @@ class FeatureCheck:
     def report(self) -> dict[str, Any]:
         """Every figure of every feature; `problems` are what a model would suffer from."""
         features = [self._measured(feature) for feature in self._spec.features()]
-        read = {feature.key for feature in self._spec.read()}
+        read = {feature.key.partition(".")[0] for feature in self._spec.read()}
         return {
             "states": self._states,
             "unreadable": self._unreadable,

@@ -12,6 +12,7 @@ from rich.table import Table
 from headrace.logs.recorded_log import RecordedLog
 from schemas.codec import UNREADABLE, batch_kinds, decode_served_state
 from schemas.features import FeatureSpec
+from schemas.state_path import is_path, is_there
 from schemas.transition import reward_column
 
 
@@ -112,6 +113,7 @@ class FeatureCoverage:
     def __init__(self, features: FeatureSpec) -> None:
         self._keys = {feature.name: feature.key for feature in features.read()}
         self._known = frozenset(self._keys.values())
+        self._paths = frozenset(filter(is_path, self._known))
         self._present: Counter[frozenset[str]] = Counter()
         """Pages by which of the features they have: in a log there are few such sets."""
 
@@ -122,7 +124,8 @@ class FeatureCoverage:
                 state = decode_served_state(message).state
             except UNREADABLE:
                 continue
-            self._present[self._known.intersection(state)] += 1
+            paths = (key for key in self._paths if is_there(state, key))
+            self._present[self._known.intersection(state).difference(self._paths).union(paths)] += 1
 
     def shares(self) -> dict[str, float]:
         """From 0 (never) to 1, by feature."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from headrace.policy_settings import PolicySettings
 from headrace.settings import ConfigError
-from schemas.exposure import FeatureValue
+from schemas.exposure import FeatureValue, StateValue
 from schemas.features import (
     BinarySequenceFeature,
     DenseFeature,
@@ -33,7 +33,7 @@ TIMEOUT_S = 30.0
 _LETTERS = np.array([*string.ascii_letters, *string.digits, "-", "é", "中", '"', "\\", " ", ","])
 
 _decode_answer = msgspec.json.Decoder(FeaturesResponse).decode
-State = dict[str, FeatureValue]
+State = dict[str, StateValue]
 Ask = Callable[[Sequence[State]], FeaturesResponse]
 
 
@@ -78,8 +78,20 @@ def random_states(spec: FeatureSpec, count: int, rng: np.random.Generator) -> li
     states: list[State] = []
     for _ in range(count):
         present = rng.random(len(makes)) < 0.9
-        states.append({key: _value(feature, ids, rng) for (key, feature), is_there in zip(makes.items(), present, strict=True) if is_there})
+        state: State = {}
+        for (key, feature), is_there in zip(makes.items(), present, strict=True):
+            if is_there:
+                _put(state, key, _value(feature, ids, rng))
+        states.append(state)
     return states
+
+
+def _put(state: State, key: str, value: FeatureValue) -> None:
+    *objects, last = key.split(".")
+    within: dict[str, Any] = state
+    for name in objects:
+        within = within.setdefault(name, {})
+    within[last] = value
 
 
 def _value(feature: Any, ids: list[str], rng: np.random.Generator) -> FeatureValue:

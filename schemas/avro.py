@@ -50,10 +50,12 @@ def _avro_type(kind: inspect.Type) -> Any:
             avro = {"type": "map", "values": _avro_type(kind.value_type)}
         case inspect.ListType():
             avro = {"type": "array", "items": _avro_type(kind.item_type)}
-        case inspect.UnionType():
-            avro = [_avro_type(branch) for branch in kind.types]
+        case inspect.UnionType():  # without a state's objects: a type that holds itself must be a record
+            avro = [_avro_type(branch) for branch in kind.types if not isinstance(branch, inspect.DictType)]
         case inspect.IntType():
             avro = "int" if kind.le is not None and kind.le < 2**31 else "long"
+        case inspect.AnyType():
+            avro = "any"  # for what is said of a misfit: our schemas have none
         case _:
             avro = _PRIMITIVES[type(kind)][0]
     return avro
@@ -105,10 +107,27 @@ def _misfits(avro: Any, kind: inspect.Type, place: str, may_be_null: bool = Fals
             yield from _misfits(avro["values"], kind.value_type, f"{place}.*", may_be_null=True)
         case inspect.ListType(), "array":
             yield from _misfits(avro["items"], kind.item_type, f"{place}[]")
+        case inspect.AnyType(), _:
+            yield from _misfits_of_any(avro, name, place)
         case inspect.UnionType(), _ if any(not any(_misfits(avro, branch, place, may_be_null)) for branch in kind.types):
             pass
         case _ if name not in _PRIMITIVES.get(type(kind), ()) and not (name == "null" and may_be_null):
             yield f"{place} is {name}, expected is {_named(_avro_type(kind))}"
+
+
+def _misfits_of_any(avro: Any, name: str, place: str) -> Iterator[str]:
+    """What lies in an object of a state, however deep."""
+    kind = inspect.AnyType()
+    match name:
+        case "record":
+            for field in avro["fields"]:
+                yield from _misfits(field["type"], kind, f"{place}.{field['name']}", may_be_null=True)
+        case "map":
+            yield from _misfits(avro["values"], kind, f"{place}.*", may_be_null=True)
+        case "array":
+            yield from _misfits(avro["items"], kind, f"{place}[]")
+        case _ if name != "null" and not any(name in names for names in _PRIMITIVES.values()):
+            yield f"{place} is {name}, expected is a value of JSON"
 
 
 def _named(avro: Any) -> str:

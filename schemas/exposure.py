@@ -1,6 +1,7 @@
 """An exposure: one page of items that was shown to a user, with everything the policy knew when it chose the action."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Raw, Struct
@@ -18,6 +19,8 @@ SpecHash = Annotated[str, Meta(max_length=64)]
 """Of the action and feature specification that a page was served with; empty where nothing is known of it."""
 FeatureValue = float | str | list[str | float]
 """A number, an id or code, a list of ids (newest last), or a vector of numbers: the feature specification says which it is."""
+StateValue = FeatureValue | dict[str, Any]
+"""What a state holds by key: such a value, or an object of them, into which features reach by paths (state_path.py)."""
 
 BASELINE = "baseline"
 """The `policy` of traffic that no policy touched: it teaches the encoder and V, never an actor."""
@@ -48,7 +51,7 @@ class Exposure(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     scene: str = ""
     policy: Id = BASELINE
     model_version: ModelVersion = ""
-    state: dict[str, FeatureValue]
+    state: Mapping[str, StateValue]
     action: list[float]
     propensity: Propensity = 1.0
     spec_hash: SpecHash = ""
@@ -86,7 +89,7 @@ class ExposureKey(Struct, forbid_unknown_fields=True, gc=False):
 class ServedState(Struct):
     """What the trainer opens of an exposure: the state, the action, how likely that action was, and what it was served with."""
 
-    state: dict[str, FeatureValue]
+    state: dict[str, StateValue]
     action: list[float]
     propensity: Propensity = 1.0
     spec_hash: SpecHash = ""

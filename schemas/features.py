@@ -24,7 +24,10 @@ def window_ms(window: str) -> int:
 
 
 class _Feature(BaseModel):
-    """What every feature has: `name` is what it is called in the model, `source` its key in the state (by default the same)."""
+    """What every feature has: `name` is what it is called in the model, `source` its key in the state (by default the same).
+
+    A key with dots is a path: `device.os` is the value of `os` in the object `device`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str = Field(min_length=1)
@@ -217,6 +220,7 @@ class FeatureSpec(BaseModel):
             unknown = [name for name in cross.of if name not in crossable]
             if unknown:
                 raise ValueError(f"feature {cross.name} crosses {unknown[0]!r}, which is none of {', '.join(crossable) or '(no ids)'}")
+        self._check_paths()
         read_by: dict[str, Feature] = {}
         for feature in self.read():
             first = read_by.setdefault(feature.key, feature)
@@ -226,6 +230,18 @@ class FeatureSpec(BaseModel):
             if repr(getattr(first, "default", "")) != repr(getattr(feature, "default", "")):  # nan is not equal to itself
                 raise ValueError(f"{feature.key!r} of a state has two defaults, of {first.name} and of {feature.name}: give them the same")
         return self
+
+    def _check_paths(self) -> None:
+        objects: dict[str, str] = {}
+        for feature in self.read():
+            parts = feature.key.split(".")
+            if not all(parts):
+                raise ValueError(f"feature {feature.name}: {feature.key!r} is no path: expected names with one dot between them")
+            objects |= {".".join(parts[:depth]): feature.name for depth in range(1, len(parts))}
+        for feature in self.read():
+            if feature.key in objects:
+                kinds = f"{objects[feature.key]} as an object, {feature.name} as {_READ_AS[type(feature)]}"
+                raise ValueError(f"{feature.key!r} of a state is read by {kinds}: one of them would refuse every state")
 
     def features(self) -> Iterator[Feature]:
         """Every feature."""

@@ -5,7 +5,7 @@ ids stay bytes, which Arrow splits for all messages at once. Structs look their 
 they are made in the order in which the messages have them (three times faster at a hundred features than in the opposite order).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter
 from struct import Struct as Packed
@@ -42,6 +42,8 @@ class _Keys(Struct):
     state: dict[str, Raw]
 
 
+Tree = dict[str, Any]
+"""By name the type and default of what is read, or a tree of what is read within an object."""
 _decode_keys = msgspec.json.Decoder(_Keys).decode
 
 
@@ -61,9 +63,9 @@ class MessageReader:
         self._maker = ColumnMaker(spec)
         self._states = StateReader(spec)
         self._codes = [Codes(feature) for feature in spec.binary_sequences]
-        self._field_types = _field_types(spec)
-        self._fields = {key: f"f{place}" for place, key in enumerate(self._field_types)}
-        """The struct's attribute of each key: keys need not be Python names."""
+        self._tree = _tree(_field_types(spec))
+        self._fields = _attributes(self._tree)
+        """The struct's attribute of each key: keys need not be Python names, and may lead into objects."""
         self._decoders: dict[tuple[str, ...], Callable[[bytes], Any]] = {}
         keys = self._fields
         self._numbers = _tuple_of([keys[feature.key] for feature in spec.dense])
@@ -131,22 +133,19 @@ class MessageReader:
     def _decoder(self, messages: Sequence[bytes]) -> Callable[[bytes], Any]:
         """The decoder for the order in which the first message has its features."""
         try:
-            order = tuple(key for key in _decode_keys(messages[0]).state if key in self._fields) if messages else ()
+            order = tuple(name for name in _decode_keys(messages[0]).state if name in self._tree) if messages else ()
         except UNREADABLE:
             order = ()
         if order not in self._decoders:
             if len(self._decoders) >= _MAX_ORDERS:
                 self._decoders.clear()
-            rest = [key for key in self._fields if key not in order]
+            rest = [name for name in self._tree if name not in order]
             self._decoders[order] = self._make_decoder([*order, *rest])
         return self._decoders[order]
 
-    def _make_decoder(self, keys: Sequence[str]) -> Callable[[bytes], Any]:
-        names = {self._fields[key]: key for key in keys}
-        fields: list[Any] = [(self._fields[key], *self._field_types[key]) for key in keys]
-        state = defstruct("ReadState", fields, rename=names, gc=False)
+    def _make_decoder(self, names: Sequence[str]) -> Callable[[bytes], Any]:
         served: list[Any] = [
-            ("state", state),
+            ("state", _struct(self._tree, names)),
             ("action", list[float]),
             ("propensity", Propensity, 1.0),
             ("spec_hash", SpecHash, ""),
@@ -161,6 +160,42 @@ def _field_types(spec: FeatureSpec) -> dict[str, tuple[Any, Any]]:
     lists = {feature.key: (Raw, Raw(msgspec.json.encode(feature.default))) for feature in spec.lists}
     vectors = {feature.key: (list[float], msgspec.field(default_factory=lambda: _NO_VECTOR)) for feature in spec.vectors}
     return numbers | texts | lists | vectors
+
+
+def _tree(fields: Mapping[str, tuple[Any, Any]]) -> Tree:
+    """The same by name, with a tree for each object that a key leads into."""
+    tree: Tree = {}
+    for key, field in fields.items():
+        *objects, last = key.split(".")
+        within = tree
+        for name in objects:
+            within = within.setdefault(name, {})
+        within[last] = field
+    return tree
+
+
+def _attributes(tree: Tree) -> dict[str, str]:
+    """By key, as an attrgetter takes it."""
+    made: dict[str, str] = {}
+    for place, (name, field) in enumerate(tree.items()):
+        if isinstance(field, dict):
+            made |= {f"{name}.{key}": f"f{place}.{attribute}" for key, attribute in _attributes(field).items()}
+        else:
+            made[name] = f"f{place}"
+    return made
+
+
+def _struct(tree: Tree, names: Sequence[str]) -> type[Struct]:
+    """A struct whose fields stand in the order of `names`."""
+    attributes = {name: f"f{place}" for place, name in enumerate(tree)}
+    fields: list[Any] = []
+    for name in names:
+        field = tree[name]
+        if isinstance(field, dict):
+            within = _struct(field, [*field])
+            field = within, msgspec.field(default_factory=within)
+        fields.append((attributes[name], *field))
+    return defstruct("ReadState", fields, rename={attribute: name for name, attribute in attributes.items()}, gc=False)
 
 
 def _tuple_of(names: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:

@@ -2,20 +2,19 @@
 
 import math
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
-from schemas.exposure import FeatureValue
+from schemas.exposure import FeatureValue, StateValue
 from schemas.features import BinarySequenceFeature, DenseFeature, FeatureSpec, IdFeature, ListFeature, VectorFeature, WrongStateError
 from schemas.id_hash import MISSING, Ints, crcs, keys
 from schemas.raw_columns import FLOAT32_MAX, ColumnMaker, Floats, IdLists, RawColumns, UnboundedError, lists_of_one
 from schemas.state_columns import StateColumns
-
-State = Mapping[str, FeatureValue]
+from schemas.state_path import NoObjectError, State, flat, is_path, value_at
 
 
 class StateReader:
@@ -24,6 +23,7 @@ class StateReader:
     def __init__(self, spec: FeatureSpec) -> None:
         self.spec = spec
         self._maker = ColumnMaker(spec)
+        self._paths = frozenset(feature.key for feature in spec.read() if is_path(feature.key))
         self._numbers = _Cells(spec.dense, [feature.default for feature in spec.dense])
         self._ids = _Cells(spec.ids, [feature.default for feature in spec.ids])
         self._keyed_ids = [place for place, feature in enumerate(spec.ids) if feature.is_dynamic]
@@ -33,6 +33,7 @@ class StateReader:
         """The columns of `states`. Raises WrongStateError at the first feature with a value of the wrong type."""
         spec, count = self.spec, len(states)
         try:
+            states = [flat(state, self._paths) for state in states] if self._paths else states
             # an array of doubles takes no strings; numpy would parse them
             dense = np.asarray(array("d", self._numbers(states))).reshape(count, len(spec.dense))
             texts = self._ids(states)
@@ -49,6 +50,12 @@ class StateReader:
 
     def _check(self, state: State) -> None:
         """Name what is wrong with a state: looked at one by one only where a batch has a wrong one."""
+        for feature in self.spec.read():
+            try:
+                value_at(state, feature.key)
+            except NoObjectError as error:
+                raise WrongStateError(f"feature {feature.name}: {error}") from error
+        state = flat(state, self._paths)
         for number in self.spec.dense:
             value = state.get(number.key, number.default)
             is_missing = math.isnan(number.default) and isinstance(value, float) and math.isnan(value)
@@ -140,6 +147,6 @@ def _is_bounded(value: Any) -> bool:
     return isinstance(value, float | int) and -FLOAT32_MAX <= value <= FLOAT32_MAX
 
 
-def _check_id(name: str, value: FeatureValue) -> None:
+def _check_id(name: str, value: StateValue) -> None:
     if not isinstance(value, str):
         raise WrongStateError(f"feature {name}: expected a string, got {value!r:.80}")

@@ -14,7 +14,7 @@ from headrace.policy_settings import PolicySettings
 from schemas.codec import UNREADABLE
 from schemas.drift import DenseReference
 from schemas.event_format import EventFormat
-from schemas.exposure import BASELINE, ExposedItem, Exposure, FeatureValue
+from schemas.exposure import BASELINE, ExposedItem, Exposure, FeatureValue, StateValue
 from schemas.features import WrongStateError
 from schemas.topics import EXPOSURES
 from serving.decision import ActorFault, Decider, Decision
@@ -141,7 +141,7 @@ class Api:
         actor = self._versions.served.actor
         return actor.candidate.dense_reference if actor else None
 
-    def _decide(self, request_id: str, request: ActRequest | RankRequest, state: dict[str, FeatureValue]) -> Decision:
+    def _decide(self, request_id: str, request: ActRequest | RankRequest, state: dict[str, StateValue]) -> Decision:
         try:
             decision = self._decider.decide(request_id, request.user_id, state, self._versions.served.actor)
         except WrongStateError as error:
@@ -184,7 +184,7 @@ class Api:
         request_id = asked.request_id or uuid4().hex
         now_ms = self._now_ms()
         stored = self._user_state.of(asked.user_id, now_ms) if self._user_state else {}
-        state = {**stored, **asked.state}  # what the request says itself is newer
+        state: dict[str, StateValue] = {**stored, **asked.state}  # what the request says itself is newer
         decision = self._decide(request_id, asked, state)
         item_ids = [candidate.item_id for candidate in asked.candidates]
         if len(set(item_ids)) != len(item_ids):
@@ -205,7 +205,7 @@ class Api:
             raise RefusedError(422, f"page_size {asked.page_size}; at most {self._settings.max_page_size} (serving.max_page_size)")
 
     def _log(
-        self, request_id: str, asked: RankRequest, state: dict[str, FeatureValue], now_ms: int, decision: Decision, page: list[int]
+        self, request_id: str, asked: RankRequest, state: dict[str, StateValue], now_ms: int, decision: Decision, page: list[int]
     ) -> bool:
         """Queue the exposure. A full queue, or a topic that cannot hold it, costs no user the page: it is served, marked and counted."""
         shown = [asked.candidates[index] for index in page]

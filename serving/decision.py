@@ -1,6 +1,6 @@
 """What a request gets: its arm, its action, and how likely that action was. No clock, no network, no global random state."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import NamedTuple, Protocol
 
@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.action import ActionSpec
-from schemas.exposure import BASELINE, FeatureValue
+from schemas.exposure import BASELINE
 from schemas.features import FeatureSpec
 from schemas.state_columns import StateColumns
+from schemas.state_path import State
 from schemas.state_reader import StateReader
 from serving.drift import DenseWindow
 from serving.exploration import Exploration
@@ -75,11 +76,11 @@ class Decider:
         self._window = window
         self.baseline_action = action.baseline
 
-    def columns(self, states: Sequence[Mapping[str, FeatureValue]]) -> StateColumns:
+    def columns(self, states: Sequence[State]) -> StateColumns:
         """What the actor is given for these states. Raises WrongStateError."""
         return self._reader.columns(states)
 
-    def decide(self, request_id: str, user_id: str, state: Mapping[str, FeatureValue], actor: Acts | None) -> Decision:
+    def decide(self, request_id: str, user_id: str, state: State, actor: Acts | None) -> Decision:
         """The decision for one request; without an actor the policy explores around the baseline action.
 
         The state of baseline traffic is checked too: it teaches V. Raises WrongStateError. Where the actor fails, the request

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Raw, Struct
 
-from schemas.exposure import Exposure, FeatureValue, Id
+from schemas.exposure import Exposure, FeatureValue, Id, StateValue
 from schemas.feedback import Feedback
 
 Scene = Annotated[str, Meta(max_length=256)]
@@ -16,7 +16,7 @@ class ActRequest(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     request_id: Id | None = None
     user_id: Id
     scene: Scene = ""
-    state: dict[str, FeatureValue]
+    state: dict[str, StateValue]
 
 
 class RankCandidate(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -33,7 +33,7 @@ class RankRequest(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True)
     request_id: Id | None = None
     user_id: Id
     scene: Scene = ""
-    state: dict[str, FeatureValue]
+    state: dict[str, StateValue]
     candidates: Annotated[list[RankCandidate], Meta(min_length=1, max_length=10_000)]
     page_size: Annotated[int, Meta(ge=1, le=10_000)] = 10
 
@@ -77,7 +77,7 @@ class EventsRequest(Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tru
 class FeaturesRequest(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """Asks what the served version makes of states."""
 
-    states: Annotated[list[dict[str, FeatureValue]], Meta(min_length=1, max_length=10_000)]
+    states: Annotated[list[dict[str, StateValue]], Meta(min_length=1, max_length=10_000)]
 
 
 class FeaturesResponse(Struct, frozen=True, kw_only=True):

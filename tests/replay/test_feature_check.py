@@ -104,6 +104,18 @@ def test_a_wrong_state_takes_nothing_from_the_crosses_of_the_others() -> None:
     assert report["city_habit"]["rows_used"] == 4
 
 
+def test_features_within_objects_are_measured_as_others_are() -> None:
+    spec = FeatureSpec.model_validate({"ids": [{"name": "os", "source": "device.os"}, {"name": "town", "source": "place.town"}]})
+    check = FeatureCheck(spec)
+    check.add(messages([{"device": {"os": f"os-{number % 2}"}, "mood": "good"} for number in range(8)]))
+    check.add(messages([{"device": "phone"}, {}]))
+    report = check.report()
+    os, town = report["features"]
+    assert (os["coverage"], os["distinct"], os["wrong"], town["coverage"]) == (0.9, 2, 1, 0.0)
+    assert os["problems"][0] == "1 states are refused: feature os: expected an object at 'device', got 'phone'"
+    assert report["not_read"] == {"mood": 0.8}
+
+
 def test_ids_with_rows_of_their_own_share_none() -> None:
     spec = FeatureSpec.model_validate({"ids": [{"name": "city", "table": "dynamic", "buckets": 3}]})
     check = FeatureCheck(spec)

@@ -80,7 +80,8 @@ WRONG_EXPOSURES = [
     ("infinite action", SHOWN | {"action": [float("inf")]}, "malformed", "malformed"),
     ("action as text", SHOWN | {"action": ["much"]}, None, "Expected `float`, got `str`"),
     ("propensity zero", SHOWN | {"propensity": 0.0}, None, "`float` > 0.0"),
-    ("nested state", SHOWN | {"state": {"city": {"name": "hz"}}}, None, "Expected `float | str | array`"),
+    ("a list of objects in the state", SHOWN | {"state": {"city": [{"name": "hz"}]}}, None, "Expected `float | str`"),
+    ("no value in the state", SHOWN | {"state": {"city": None}}, None, "Expected `float | str | "),
 ]
 
 

@@ -263,11 +263,13 @@ def plain(schema: Any) -> Any:
     return json.loads(json.dumps(schema).replace('"logicalType"', '"was"'))
 
 
+OBJECT = record(os=["null", "string"], sizes={"type": "map", "values": {"type": "array", "items": "int"}})
 FITTING = {
     "ours": changed(Exposure),
     "nulls where the message has a default": changed(Exposure, scene=["null", "string"], propensity=["null", "double"]),
     "state of numbers": changed(Exposure, state={"type": "map", "values": "long"}),
     "state as a record": changed(Exposure, state=OWN_STATE),
+    "objects in the state": changed(Exposure, state=record(device=OBJECT | {"name": "Device"})),
     "least": changed(Exposure, version=None, scene=None, policy=None, model_version=None, propensity=None),
 }
 
@@ -301,6 +303,10 @@ MISFITS = [
     (
         "a flag in the state", changed(Exposure, state=record(new="boolean")),
         "Exposure.state.new is boolean, expected is double or string or array",
+    ),
+    (
+        "a flag in an object of the state", changed(Exposure, state=record(device=record(new="boolean") | {"name": "Device"})),
+        "Exposure.state.device is record, expected is double or string or array",
     ),
     (
         "lists of booleans", changed(Exposure, state={"type": "map", "values": {"type": "array", "items": "boolean"}}),

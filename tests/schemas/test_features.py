@@ -3,6 +3,7 @@
 import json
 import math
 from hashlib import blake2b
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -38,16 +39,19 @@ SPEC = FeatureSpec(
         DenseFeature(name="share", normalisation="none"),
         DenseFeature(name="age", default=math.nan),
         DenseFeature(name="log_age", source="age", default=math.nan, normalisation="log_zscore"),
+        DenseFeature(name="width", source="device.screen.width", default=7.0),
     ),
     ids=(
         IdFeature(name="city", buckets=16),
         IdFeature(name="seller", table="dynamic", default="nobody"),
         IdFeature(name="tab", buckets=7, default="home"),
+        IdFeature(name="os", source="device.os", buckets=9),
     ),
     multi_ids=(MultiIdFeature(name="tags", length=2, buckets=9), MultiIdFeature(name="tag_rows", source="tags", length=2, table="dynamic")),
     sequences=(
         SequenceFeature(name="recent", length=3, buckets=32),
         SequenceFeature(name="bought", length=2, buckets=5, default=("none",)),
+        SequenceFeature(name="apps", source="device.apps", length=2, buckets=5),
     ),
     binary_sequences=(BinarySequenceFeature(name="habit", windows=("1h", "1d"), digits=3),),
     crosses=(
@@ -69,6 +73,7 @@ FULL = {
     "bought": ["", "é"],
     "habit": "02",
     "text": [3.0, 4.0],
+    "device": {"os": "ios", "apps": ["a"], "screen": {"width": 4, "unread": None}, "unread": [{}]},
 }
 
 
@@ -91,26 +96,29 @@ def crossed_by_hand(numbers: list[int], buckets: int) -> int:
     return 1 + (mixed >> 1) % (buckets - 1)
 
 
-def by_hand(state: dict[str, object]) -> dict[str, list[float]]:
+def by_hand(state: dict[str, Any]) -> dict[str, list[float]]:
     """The columns of one state, written out."""
     x, y, age = float(state.get("x", 0.0)), float(state.get("y", 0.5)), float(state.get("age", math.nan))
     city, seller, tab = state.get("city", ""), state.get("seller", "nobody"), state.get("tab", "home")
     habit = state.get("habit", "")
     code = int(habit[0]) * 3 + int(habit[1]) if habit else -1
+    device: dict[str, Any] = state.get("device", {})
+    width = float(device.get("screen", {}).get("width", 7.0))
     numbers = [crc32(value.encode()) if value else -1 for value in (city, seller, tab)]
     crosses = [crossed_by_hand([numbers[0], code], 50), crossed_by_hand(numbers[1:], 50)]
     text = state.get("text", [0.0, 0.0])
     length = math.hypot(*text) or 1.0
     made = {
-        "dense": [x, y, math.copysign(math.log1p(abs(x)), x), age, math.copysign(math.log1p(abs(age)), age)],
-        "ids": [bucket(city, 16), bucket(tab, 7), code + 1, *crosses],
+        "dense": [x, y, math.copysign(math.log1p(abs(x)), x), age, math.copysign(math.log1p(abs(age)), age), width],
+        "ids": [bucket(city, 16), bucket(tab, 7), bucket(device.get("os", ""), 9), code + 1, *crosses],
         "plain": [float(state.get("share", 0.0)), text[0] / length, text[1] / length],
     }
     for name, size, buckets, default in (("tags", 2, 9, []), ("recent", 3, 32, []), ("bought", 2, 5, ["none"])):
         newest = [bucket(value, buckets) for value in state.get(name, default)[-size:]]
         made[f"seq_{name}"] = [0] * (size - len(newest)) + newest
+    apps = [bucket(value, 5) for value in device.get("apps", [])[-2:]]
     tags = [key(value) for value in state.get("tags", [])[-2:]]
-    return {**made, "seq_tag_rows": [0] * (2 - len(tags)) + tags, "seq_seller": [key(seller)]}
+    return {**made, "seq_apps": [0] * (2 - len(apps)) + apps, "seq_tag_rows": [0] * (2 - len(tags)) + tags, "seq_seller": [key(seller)]}
 
 
 def assert_rows_equal(columns: StateColumns, states: list[dict[str, object]]) -> None:
@@ -145,7 +153,17 @@ STATES = st.lists(
             "bought": st.lists(IDS),
             "habit": CODES,
             "text": st.lists(NEAR, min_size=2, max_size=2),
+            "device": st.fixed_dictionaries(
+                {},
+                optional={
+                    "os": IDS,
+                    "apps": st.lists(IDS, max_size=3),
+                    "screen": st.fixed_dictionaries({}, optional={"width": NUMBERS, "not read": NUMBERS}),
+                    "not read": st.none() | IDS,
+                },
+            ),
             "not read": NUMBERS,
+            "device.os": NUMBERS,
         },
     ),
     max_size=6,
@@ -214,6 +232,14 @@ WRONG = [
     ("habit", "03", "feature habit: expected 2 digits below 3, one a window, got '03'"),
     ("habit", "\u0660\u0661", "feature habit: expected 2 digits below 3"),
     ("habit", 2.0, "feature habit: expected a string, got 2.0"),
+    ("device", "ios", "feature width: expected an object at 'device', got 'ios'"),
+    ("device", None, "feature width: expected an object at 'device', got None"),
+    ("device", {"screen": [4.0]}, "feature width: expected an object at 'device.screen', got [4.0]"),
+    ("device", {"screen": {"width": "4"}}, "feature width: expected a finite number, got '4'"),
+    ("device", {"os": None}, "feature os: expected a string, got None"),
+    ("device", {"os": {"name": "ios"}}, "feature os: expected a string, got {'name': 'ios'}"),
+    ("device", {"apps": "a"}, "feature apps: expected a list of strings, got 'a'"),
+    ("city", {"name": "hz"}, "feature city: expected a string, got {'name': 'hz'}"),
     ("text", [1.0], "feature text: expected 2 numbers, got 1"),
     ("text", ["a", "b"], "feature text: expected a list of finite numbers"),
     ("text", [1.0, float("inf")], "feature text: expected a list of finite numbers"),
@@ -270,7 +296,7 @@ def test_a_specification_with_a_number_without_a_default_is_the_same_once_writte
         assert read.model_dump(mode="json") == written
         assert spec_hash(read) == spec_hash(SPEC)
     filled = FeatureSpec(dense=(*SPEC.dense[:4], DenseFeature(name="age", default=30.0)))
-    assert differences(written, filled).startswith("dense log_age is gone; dense age had default 'nan' (now 30.0); ")
+    assert differences(written, filled).startswith("dense log_age is gone; dense width is gone; dense age had default 'nan' (now 30.0); ")
 
 
 def test_a_wrong_id_older_than_the_sequence_is_long_is_not_looked_at() -> None:
@@ -286,6 +312,11 @@ MALFORMED = [
     ({"dense": [{"name": "x"}], "ids": [{"name": "y", "source": "x"}]}, "'x' of a state is read by x as a number, y as a string"),
     ({"dense": [{"name": "x"}, {"name": "y", "source": "x", "default": 1.0}]}, "'x' of a state has two defaults, of x and of y"),
     ({"dense": [{"name": "x"}, {"name": "y", "source": "x", "default": "nan"}]}, "'x' of a state has two defaults, of x and of y"),
+    ({"dense": [{"name": "x", "source": "a..b"}]}, "feature x: 'a..b' is no path: expected names with one dot between them"),
+    (
+        {"dense": [{"name": "x", "source": "device.screen.width"}], "ids": [{"name": "device.screen"}]},
+        "'device.screen' of a state is read by x as an object, device.screen as a string",
+    ),
     ({"dense": [{"name": "x", "default": "inf"}]}, "a finite number, or nan for a value that may be missing"),
     ({"dense": [{"name": "x", "default": "nan", "normalisation": "none"}]}, "a number that passes as it is needs a default"),
     ({"crosses": [{"name": "c", "of": ["a", "b"]}]}, "feature c crosses 'a', which is none of"),

@@ -39,9 +39,11 @@ SPEC = FeatureSpec.model_validate(
             {"name": "spent", "normalisation": "log_zscore"},
             {"name": "share", "normalisation": "none"},
             {"name": "gap", "default": "nan"},
+            {"name": "width", "source": "device.screen.width"},
         ],
         "ids": [
             {"name": "city", "buckets": 64},
+            {"name": "os", "source": "device.os"},
             {"name": "seller", "table": "dynamic", "default": "nobody"},
             {"name": "tab", "default": "home", "buckets": 16},
         ],
