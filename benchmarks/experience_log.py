@@ -65,6 +65,7 @@ def _batch(
     requests = [f"request-{session:08d}-{step:03d}" for session, step in zip(session_P.tolist(), step_P.tolist(), strict=True)]
     exposures = [_exposure(request, rng) for request in requests]
     clicked_R = rng.random(rows) < 0.1
+    clicked = first * ITEMS_A_PAGE + np.flatnonzero(clicked_R)
     amounts = {"click": clicked_R, "pay": clicked_R & (rng.random(rows) < 0.1), "like": clicked_R & (rng.random(rows) < 0.2)}
     columns = {
         "request_id": pa.array(requests).take(pa.array(page_R)),
@@ -83,6 +84,7 @@ def _batch(
         "closed_by": pa.repeat(pa.scalar("window"), rows),
         "source_partition": pa.array(np.zeros(rows, np.int32)),
         "source_offset": pa.array(first + page_R),
+        "feedback_offsets": pa.ListArray.from_arrays(pa.array(np.append(0, clicked_R.cumsum()), pa.int32()), pa.array(clicked)),
         "exposure": pa.DictionaryArray.from_arrays(pa.array(page_R.astype(np.int32)), pa.array(exposures, pa.binary())),
     }
     schema = sample_schema(KINDS)

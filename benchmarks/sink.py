@@ -98,6 +98,7 @@ def _batch(pages: list[Exposure], first_offset: int) -> pa.RecordBatch:
         "closed_by": ["window"] * len(rows),
         "source_partition": [first_offset // BATCH_PAGES % PARTITIONS] * len(rows),
         "source_offset": [first_offset + place for place, _, _ in rows],
+        "feedback_offsets": [[place] if place % 10 == 0 else [] for place, _, _ in rows],
     }
     schema = sample_schema(KINDS)
     arrays = [pa.array(columns[name], schema.field(name).type) for name in schema.names[:-1]]

@@ -29,9 +29,9 @@ NUMBERS: dict[str, type] = {
 }
 TEXTS = ("policy", "model_version", "bucket", "kinds")
 """They repeat from page to page. `kinds` has the kinds of `earned`, comma-separated, as in the batch's schema."""
-PARTS = ("request_id", "user_id", "exposure")
-"""In `packed`, one after the other: an object each would take 30 to 50 bytes more, and a pointer."""
-REQUEST_ID, USER_ID, EXPOSURE = range(len(PARTS))
+PARTS = ("request_id", "user_id", "feedback_offsets", "exposure")
+"""In `packed`, one after the other: an object each would take 30 to 50 bytes more, and a pointer. Offsets are 8 bytes each."""
+REQUEST_ID, USER_ID, FEEDBACK_OFFSETS, EXPOSURE = range(len(PARTS))
 
 
 def pack(parts: Sequence[pa.Array]) -> Columns:
@@ -65,6 +65,12 @@ class Unpacked:
     def texts(self, part: int, places: Ints) -> pa.StringArray:
         """The same of ids."""
         return self.take(part, places).view(pa.string())
+
+    def offsets(self, places: Ints) -> pa.ListArray:
+        """The offsets of feedback."""
+        _, bounds, content = self.take(FEEDBACK_OFFSETS, places).buffers()
+        ends = np.frombuffer(bounds, np.int32, len(places) + 1) // 8
+        return pa.ListArray.from_arrays(pa.array(ends), pa.Array.from_buffers(pa.int64(), int(ends[-1]), [None, content]))
 
 
 def shared_texts(column: pa.Array) -> Objects:

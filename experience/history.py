@@ -22,7 +22,7 @@ NO_MESSAGE = -1
 """`samples_offset` of a transition whose samples came from files."""
 END_MS = 1 << 62
 _PAGE = ("request_id", "user_id", "ts_ms", "policy", "model_version", "page_size", "left", "source_partition", "source_offset", "exposure")
-_FEEDBACK = ("label_delay_ms", "feedback_arrival_ms")
+_FEEDBACK = ("label_delay_ms", "feedback_arrival_ms", "feedback_offsets")
 
 
 def columns_needed(kinds: Iterable[str]) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from experience.columns import EXPOSURE, PARTS, Columns, objects, pack, shared_texts
+from experience.columns import Columns, objects, pack, shared_texts
 from experience.reward import Ints, by_rule, conversions, earned_parts
 from experience.settings import ExperienceSettings
 from schemas.codec import UNREADABLE, WrongBatchError, batch_kinds, decode_arm, decode_batch
@@ -102,7 +102,14 @@ def page_columns(
         "bucket": shared_texts(pa.array([arm.bucket for arm in arms], pa.string())),
         "kinds": objects([",".join(kinds)] * len(starts_P)),  # np.full would make a text for each
         "earned": earned_PK,
-        **pack([*(_taken(batch.column(name), first) for name in PARTS[:EXPOSURE]), exposures]),
+        **pack(
+            [
+                _taken(batch.column("request_id"), first),
+                _taken(batch.column("user_id"), first),
+                _offsets(batch.column("feedback_offsets"), starts_P),
+                exposures,
+            ]
+        ),
     }
     return columns, unusable
 
@@ -112,6 +119,19 @@ def _taken(column: pa.Array, first: pa.Array) -> pa.Array:
     if isinstance(column, pa.DictionaryArray):
         return column.dictionary.take(column.indices.take(first))
     return column.take(first)
+
+
+def _offsets(of_rows: pa.ListArray, starts_P: Ints) -> pa.BinaryArray:
+    """The offsets of each page's feedback in their order, each once, 8 bytes each; null is none."""
+    page_R = np.repeat(np.arange(len(starts_P)), np.diff(starts_P, append=len(of_rows)))
+    page = np.repeat(page_R, pc.list_value_length(of_rows).fill_null(0).to_numpy())
+    offset = pc.list_flatten(of_rows).to_numpy()
+    order = np.lexsort((offset, page))
+    page, offset = page[order], offset[order]
+    is_other = np.append(True, (np.diff(page) != 0) | (np.diff(offset) != 0))[: len(page)]
+    page, offset = page[is_other], offset[is_other]
+    ends = np.searchsorted(page, np.arange(len(starts_P) + 1)).astype(np.int32) * np.int32(8)
+    return pa.Array.from_buffers(pa.binary(), len(starts_P), [None, pa.py_buffer(ends), pa.py_buffer(np.ascontiguousarray(offset))])
 
 
 def _arms(exposures: pa.BinaryArray) -> tuple[list[ServedArm], dict[int, str]]:

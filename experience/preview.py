@@ -42,6 +42,7 @@ _COMPARED = (
     "ends_session",
     "feedback_count",
     "feedback_arrival_ms",
+    "feedback_offsets",
 )
 
 

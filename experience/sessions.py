@@ -27,10 +27,11 @@ from schemas.dead_letter import DeadLetter
 from schemas.dead_letter import Reason as RejectReason
 from schemas.topics import POINTWISE_SAMPLES, SAMPLES, TRANSITIONS
 
-LAYOUT = 3
+LAYOUT = 4
 """To be raised whenever rows are no longer read as they were written before.
 
-1: a row a session, with its pages. 2: a page's ids and message were columns of their own.
+1: a row a session, with its pages. 2: a page's ids and message were columns of their own. 3: no offsets of feedback
+among them.
 """
 CLOCK = b"w"
 OUT_OF_ORDER = Count("out_of_order", SAMPLES)

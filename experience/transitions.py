@@ -90,6 +90,7 @@ def _batch(
         "ends_session": links.done[page],
         "feedback_arrival_ms": pa.array(arrival_ms, mask=arrival_ms < 0),
         "samples_offset": mine["offset"],
+        "feedback_offsets": unpacked.offsets(place),
         "exposure": unpacked.take(EXPOSURE, place),
         "next_exposure": unpacked.take(EXPOSURE, np.searchsorted(opened, following), done),
     }

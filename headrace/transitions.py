@@ -23,7 +23,7 @@ from headrace.replay_folder import BatchParts
 from headrace.settings import ConfigError
 from joiner.sink.dataset import open_samples
 from joiner.sink.settings import StorageOptions
-from schemas.sample import label_column
+from schemas.sample import label_column, sample_schema
 
 LABEL, DELAY = label_column(""), "label_delay_ms"
 
@@ -111,7 +111,7 @@ def build(samples: ds.Dataset, settings: ExperienceSettings, out: Path, console:
 def _batches(
     samples: ds.Dataset, groups: list[RowGroup], kinds: tuple[str, ...], reader: Executor, advance: Callable[[int], None]
 ) -> Iterator[tuple[pa.RecordBatch, int]]:
-    schema = pa.schema([samples.schema.field(name) for name in columns_needed(kinds)])
+    schema = pa.schema([sample_schema(kinds).field(name) for name in columns_needed(kinds)])
     promises_ms = [group.oldest_ms for group in groups[1:]] + [END_MS]
     ahead = reader.submit(_read, samples, groups[0], schema)
     for number, (group, promise_ms) in enumerate(zip(groups, promises_ms, strict=True)):
@@ -132,12 +132,12 @@ def _read(samples: ds.Dataset, group: RowGroup, schema: pa.Schema) -> list[pa.Re
 
 
 def _filled(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """The batch with zeros in labels that its file does not have: of a kind of feedback that came later, or is no more."""
+    """The batch with what its file does not have: zeros in labels (of a kind of feedback that came later, or is no more), else null."""
     columns: list[Any] = []
     for field in schema:
         is_label = field.name.startswith(LABEL) and field.name != DELAY
         if field.name not in batch.schema.names:
-            columns.append(pa.repeat(pa.scalar(0, field.type), len(batch)))
+            columns.append(pa.repeat(pa.scalar(0, field.type), len(batch)) if is_label else pa.nulls(len(batch), field.type))
         else:
             columns.append(batch[field.name].fill_null(0) if is_label else batch[field.name])
     return pa.RecordBatch.from_arrays(columns, names=schema.names)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from headrace.step import Record
 from joiner.ids import EventIds, Ids
 from joiner.labels import Hits, Ints
 from joiner.settings import KindRule
@@ -37,7 +38,7 @@ class Block:
         self._times_ms, self._first_rows = array("q", times_ms.tobytes()), array("i", columns["item_ids"].offsets.to_numpy().tobytes())
         self._request_ids, self._user_ids = Ids(columns["request_id"]), Ids(columns["user_id"])
         self._item_ids = Ids(columns["item_ids"].values)
-        self._left_pages, self._left_arrivals_ms = array("i"), array("q")
+        self._left_pages, self._left_arrivals_ms, self._left_offsets = array("i"), array("q"), array("q")
         self._events: EventIds | None = None
 
     @property
@@ -54,10 +55,8 @@ class Block:
         """Whether the page is of this request."""
         return self._request_ids.is_at(page, request_id)
 
-    def label(
-        self, page: int, feedback: Feedback, arrival_ms: int, rule: KindRule, watermark_ms: int
-    ) -> tuple[int, tuple[str, str] | None]:
-        """Set the label that a feedback on a page means. Gives its row, and None, or why it does not count.
+    def label(self, page: int, feedback: Feedback, record: Record, rule: KindRule, watermark_ms: int) -> tuple[int, tuple[str, str] | None]:
+        """Set the label that a feedback, read from `record`, means on a page. Gives its row, and None, or why it does not count.
 
         A refusal is ("duplicate", "") or a dead letter's reason and detail.
         """
@@ -76,9 +75,10 @@ class Block:
             return -1, ("duplicate", "")
         if feedback.kind == LEAVE:
             self._left_pages.append(page)
-            self._left_arrivals_ms.append(arrival_ms)
+            self._left_arrivals_ms.append(record.arrival_ms)
+            self._left_offsets.append(record.offset)
         else:
-            self.hits.add(feedback.kind, row, feedback.value, delay_ms, arrival_ms)
+            self.hits.add(feedback.kind, row, feedback.value, delay_ms, record)
         return row, None
 
     def _refused(self, page: int, feedback: Feedback, delay_ms: int, rule: KindRule, watermark_ms: int) -> tuple[str, str] | None:
@@ -121,7 +121,7 @@ class Block:
         left_L = np.frombuffer(self._left_pages, np.int32)
         left_P[left_L] = True
         np.maximum.at(arrivals_ms_P, left_L, np.frombuffer(self._left_arrivals_ms, np.int64))
-        labels = self.hits.columns(layout.rules, layout.kinds, arrivals_ms_P[page_R])
+        labels = self.hits.columns(layout.rules, layout.kinds, arrivals_ms_P[page_R], self._left_rows(left_L, sizes))
         page_of_row = page_R[rows]
         pages, message_of_row = np.unique(page_of_row, return_inverse=True)
         assert len(pages) == len(messages), (len(pages), len(messages))
@@ -145,6 +145,12 @@ class Block:
             "exposure": pa.DictionaryArray.from_arrays(pa.array(message_of_row.astype(np.int32)), messages),
         }
         return pa.RecordBatch.from_arrays([taken[name] for name in layout.schema.names], schema=layout.schema)
+
+    def _left_rows(self, left_L: npt.NDArray[np.int32], sizes: npt.NDArray[np.int32]) -> tuple[Ints, Ints]:
+        """Each row of the L pages that a user left from, and the offset of the feedback that said so."""
+        rows = [np.arange(self._first_rows[page], self._first_rows[page + 1]) for page in left_L.tolist()]
+        every_row = np.concatenate([np.empty(0, np.int64), *rows])
+        return every_row, np.repeat(np.frombuffer(self._left_offsets, np.int64), sizes[left_L])
 
 
 class Layout(NamedTuple):

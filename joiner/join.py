@@ -186,7 +186,7 @@ class PartitionJoin:
 
     def _label(self, block: Block, page: int, record: Record, feedback: Feedback, refusals: Refusals) -> bool:
         """Whether the feedback became a label; else it is counted or refused."""
-        row, refused = block.label(page, feedback, record.arrival_ms, self._rules[feedback.kind], self._watermark.ms)
+        row, refused = block.label(page, feedback, record, self._rules[feedback.kind], self._watermark.ms)
         if refused is None:
             self._pointwise.labelled(block, row, feedback.kind)
             return True
@@ -275,7 +275,7 @@ class PartitionJoin:
         for record, feedback in zip(records, reactions, strict=True):
             place = opened.get(feedback.request_id)
             if place is not None:
-                row, refused = place.block.label(place.page, feedback, record.arrival_ms, ACCEPTED_BEFORE, 0)
+                row, refused = place.block.label(place.page, feedback, record, ACCEPTED_BEFORE, 0)
                 if refused is None:  # else it was for an earlier page, closed by now, whose request was shown once more
                     self._pointwise.labelled_before(place.block, row, feedback.kind)
                     labelled.add(place.block)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from headrace.step import Record
 from joiner.settings import Combine, KindRule
 from schemas.sample import label_column
 
@@ -22,14 +23,16 @@ class Hits:
     def __init__(self) -> None:
         self._kinds: list[str] = []
         self._rows, self._delays_ms, self._arrivals_ms, self._values = array("q"), array("q"), array("q"), array("d")
+        self._offsets = array("q")
 
-    def add(self, kind: str, row: int, value: float, delay_ms: int, arrival_ms: int) -> None:
-        """One more."""
+    def add(self, kind: str, row: int, value: float, delay_ms: int, record: Record) -> None:
+        """One more: a record of `feedback`."""
         self._kinds.append(intern(kind))  # one object for all of a kind
         self._rows.append(row)
         self._values.append(value)
         self._delays_ms.append(delay_ms)
-        self._arrivals_ms.append(arrival_ms)
+        self._arrivals_ms.append(record.arrival_ms)
+        self._offsets.append(record.offset)
 
     def first_delays_ms(self, kind: str, rows: int) -> Ints:
         """How long after the exposure the first feedback of a kind came [R]; NEVER where there was none."""
@@ -38,10 +41,13 @@ class Hits:
         np.minimum.at(delays_R, np.frombuffer(self._rows, np.int64)[is_kind], np.frombuffer(self._delays_ms, np.int64)[is_kind])
         return delays_R
 
-    def columns(self, rules: Mapping[str, KindRule], kinds: Sequence[str], page_arrivals_ms: Ints) -> dict[str, pa.Array]:
+    def columns(
+        self, rules: Mapping[str, KindRule], kinds: Sequence[str], page_arrivals_ms: Ints, of_pages: tuple[Ints, Ints]
+    ) -> dict[str, pa.Array]:
         """The columns [R] of a samples schema that feedback makes.
 
-        `page_arrivals_ms` [R]: the newest arrival of feedback on the row's page as a whole, -1 where there was none.
+        `page_arrivals_ms` [R]: the newest arrival of feedback on the row's page as a whole, -1 where there was none. `of_pages`: rows and
+        the offsets of such feedback.
         """
         rows = len(page_arrivals_ms)
         row_H, value_H = np.frombuffer(self._rows, np.int64), np.frombuffer(self._values, np.float64)
@@ -56,10 +62,19 @@ class Hits:
         np.maximum.at(newest_R, row_H, arrival_H)
         columns["label_delay_ms"] = pa.array(first_R, mask=first_R == NEVER)
         columns["feedback_arrival_ms"] = pa.array(newest_R, mask=newest_R < 0)
+        source_row, source_offset = np.append(row_H, of_pages[0]), np.append(np.frombuffer(self._offsets, np.int64), of_pages[1])
+        columns["feedback_offsets"] = offset_lists(source_row, source_offset, rows)
         return columns
 
     def _is(self, kind: str) -> npt.NDArray[np.bool_]:
         return np.fromiter([other == kind for other in self._kinds], np.bool_, len(self._kinds))
+
+
+def offset_lists(row_F: Ints, offset_F: Ints, rows: int) -> pa.ListArray:
+    """The offsets of F pieces of feedback by row [R], in their order."""
+    ends = np.zeros(rows + 1, np.int32)
+    np.cumsum(np.bincount(row_F, minlength=rows), out=ends[1:])
+    return pa.ListArray.from_arrays(pa.array(ends), pa.array(offset_F[np.lexsort((offset_F, row_F))]))
 
 
 def combined(how: Combine, row_H: Ints, value_H: Floats, delay_H: Ints, rows: int) -> Floats:

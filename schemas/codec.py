@@ -5,9 +5,12 @@ import pyarrow as pa
 
 from schemas.exposure import ExposureKey, ServedArm, ServedState
 from schemas.feedback import Feedback
+from schemas.pointwise_sample import VERSION as POINTWISE_VERSION
+from schemas.sample import VERSION as SAMPLE_VERSION
 from schemas.transition import VERSION as TRANSITION_VERSION
 
 WATERMARK_KEY = b"headrace.watermark_ms"
+_VERSIONS = {"samples": SAMPLE_VERSION, "pointwise-samples": POINTWISE_VERSION, "transitions": TRANSITION_VERSION}
 
 decode_exposure_key = msgspec.json.Decoder(ExposureKey).decode
 decode_served_state = msgspec.json.Decoder(ServedState).decode
@@ -48,7 +51,7 @@ def decode_batch(message: bytes, schema_name: str) -> tuple[pa.RecordBatch, int]
     try:
         with pa.ipc.open_stream(message, options=_ONE_THREAD) as reader:
             metadata = reader.schema.metadata or {}
-            version = TRANSITION_VERSION if schema_name == "transitions" else 1
+            version = _VERSIONS[schema_name]
             if metadata.get(b"headrace.schema") != schema_name.encode() or metadata.get(b"headrace.version") != b"%d" % version:
                 found = metadata.get(b"headrace.schema", b"?") + b" version " + metadata.get(b"headrace.version", b"?")
                 raise WrongBatchError(f"expected a batch of {schema_name} version {version}, got {found.decode()}")

@@ -7,7 +7,8 @@ import pyarrow as pa
 
 from schemas.sample import sample_schema
 
-VERSION = 1
+VERSION = 2
+"""1 had no `feedback_offsets`."""
 
 CLOSED_BY = ("window", "idle", "positive", "early", "correction")
 """When a row left: at the end of its window; the same because a topic fell silent; as soon as it was positive; early, with the label

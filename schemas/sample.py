@@ -2,7 +2,8 @@
 
 import pyarrow as pa
 
-VERSION = 1
+VERSION = 2
+"""1 had no `feedback_offsets`."""
 
 
 def label_column(kind: str) -> str:
@@ -16,6 +17,8 @@ def sample_schema(kinds: tuple[str, ...]) -> pa.Schema:
     The rows of one page are consecutive and all in one batch. `exposure` is the page's message, unopened; its rows share one
     dictionary value. `label_delay_ms` is the time from the exposure to its first feedback, null where there was none;
     `feedback_arrival_ms` the broker's time of the newest feedback; `left` marks every row of a page that the user left from.
+    Where it comes from: the exposure at (exposures, source_partition, source_offset), and the feedback that counted, on the item or the
+    page as a whole, at (feedback, source_partition, each of `feedback_offsets`), in their order.
     """
     return pa.schema(
         [
@@ -34,6 +37,7 @@ def sample_schema(kinds: tuple[str, ...]) -> pa.Schema:
             pa.field("closed_by", pa.string(), nullable=False),
             pa.field("source_partition", pa.int32(), nullable=False),
             pa.field("source_offset", pa.int64(), nullable=False),
+            pa.field("feedback_offsets", pa.list_(pa.int64()), nullable=False),
             pa.field("exposure", pa.dictionary(pa.int32(), pa.binary()), nullable=False),
         ],
         metadata={"headrace.schema": "samples", "headrace.version": str(VERSION), "headrace.kinds": ",".join(kinds)},

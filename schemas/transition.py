@@ -2,8 +2,9 @@
 
 import pyarrow as pa
 
-VERSION = 2
-"""1 had one-step instances alone, without `instance`, `return`, `discount`, propensity, bucket, revision and lineage."""
+VERSION = 3
+"""1 had one-step instances alone, without `instance`, `return`, `discount`, propensity, bucket, revision and lineage; 2 had no
+`feedback_offsets`."""
 
 
 def reward_column(kind: str) -> str:
@@ -21,8 +22,9 @@ def transition_schema(kinds: tuple[str, ...]) -> pa.Schema:
     `reward` is this page's: exactly the sum of the `reward_*` and `penalty_*` columns (penalties are zero or negative). `ends_session`
     says that no page follows it in its session. `exposure` and `next_exposure` are unopened messages; `propensity` and `bucket` are
     the exposure's. `transition_id` names page and instance: the same however often it is delivered. A row with `revision` 1 takes the
-    place of the one with 0. Where it comes from: the exposure at (exposures, source_partition, source_offset), and the samples at
-    (samples, source_partition, samples_offset).
+    place of the one with 0. Where it comes from: the exposure at (exposures, source_partition, source_offset), the samples at
+    (samples, source_partition, samples_offset), and the feedback that its own `reward` is made of at (feedback, source_partition, each
+    of `feedback_offsets`), in their order.
     """
     return pa.schema(
         [
@@ -52,6 +54,7 @@ def transition_schema(kinds: tuple[str, ...]) -> pa.Schema:
             pa.field("source_partition", pa.int32(), nullable=False),
             pa.field("source_offset", pa.int64(), nullable=False),
             pa.field("samples_offset", pa.int64(), nullable=False),
+            pa.field("feedback_offsets", pa.list_(pa.int64()), nullable=False),
             pa.field("exposure", pa.binary(), nullable=False),
             pa.field("next_exposure", pa.binary()),
         ],

@@ -1,6 +1,7 @@
 """Pages written down as tests need them, and the samples messages that the joiner would make of them."""
 
 import json
+import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -29,6 +30,17 @@ class Shown(NamedTuple):
     labels: tuple[tuple[float, ...], ...] = ((0.0, 0.0), (0.0, 0.0))
     left: bool = False
     policy: str = "fusion"
+
+
+def offsets_of(page: Shown, position: int) -> list[int]:
+    """Where the item's feedback lies, if one of its labels is not zero, and behind it that of the page's `leave`."""
+    first = 100 * zlib.crc32(page.request_id.encode())
+    own = [first + 90 - position] if any(page.labels[position]) else []
+    return [*own, first + 99] if page.left else own
+
+
+def offsets_of_page(page: Shown) -> list[int]:
+    return sorted({offset for position in range(len(page.labels)) for offset in offsets_of(page, position)})
 
 
 def exposure_bytes(page: Shown) -> bytes:
@@ -63,6 +75,7 @@ def sample_batch(pages: Sequence[Shown], kinds: tuple[str, ...] = KINDS) -> pa.R
                     "closed_by": "window",
                     "source_partition": 3,
                     "source_offset": place,
+                    "feedback_offsets": offsets_of(page, position),
                 }
             )
     columns = [pa.array([row[field.name] for row in rows], field.type) for field in schema if field.name != "exposure"]

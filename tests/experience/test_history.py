@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from experience_log import Life, Shown, message, record, sample_batch
+from experience_log import Life, Shown, message, offsets_of_page, record, sample_batch
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
@@ -113,6 +113,19 @@ def test_a_kind_that_a_file_does_not_have_earns_nothing_there(tmp_path: Path) ->
     build(samples, ExperienceSettings(), tmp_path / "out", QUIET)
     rows = ds.dataset(tmp_path / "out").to_table().sort_by("request_id").to_pylist()
     assert [(row["reward_click"], row["reward_pay"]) for row in rows] == [(1.0, 20.0), (1.0, 0.0)]
+
+
+@pytest.mark.parametrize("newer", [[], [Shown("b", "u", 1001, ((1.0, 2.0), (0.0, 0.0)))]])
+def test_of_files_of_samples_version_1_no_feedback_is_known(tmp_path: Path, newer: list[Shown]) -> None:
+    old = plain(sample_batch([Shown("a", "u", 1000, ((1.0, 2.0),))])).drop_columns(["feedback_offsets"])
+    pq.write_table(pa.Table.from_batches([old]), tmp_path / "old.parquet")
+    if newer:
+        in_parquet(newer, tmp_path / "new.parquet", 10)
+    schema = pa.unify_schemas([pq.read_schema(path) for path in sorted(tmp_path.iterdir())])
+    samples = ds.dataset(sorted(map(str, tmp_path.iterdir())), schema=schema, format="parquet")
+    build(samples, ExperienceSettings(), tmp_path / "out", QUIET)
+    rows = ds.dataset(tmp_path / "out").to_table().sort_by("request_id").to_pylist()
+    assert [(row["reward"], row["feedback_offsets"]) for row in rows] == [(21.0, []), *((21.0, offsets_of_page(page)) for page in newer)]
 
 
 def test_nothing_there_and_an_out_that_is_not_empty_are_one_line(tmp_path: Path) -> None:

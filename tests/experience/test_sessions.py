@@ -321,6 +321,7 @@ def test_all_columns_of_a_transition():
             "source_partition": 3,
             "source_offset": 0,
             "samples_offset": 0,
+            "feedback_offsets": [390435590788, 390435590790],
             "exposure": exposure_bytes(Shown("a", "u", 0)),
             "next_exposure": exposure_bytes(Shown("b", "u", 0)),
         }

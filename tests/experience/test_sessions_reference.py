@@ -4,7 +4,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-from experience_log import KINDS, Life, Shown, message, page_of, record, transitions
+from experience_log import KINDS, Life, Shown, message, offsets_of_page, page_of, record, transitions
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reference import Seen, expected
@@ -35,7 +35,8 @@ def should(log: list[Shown], of: ExperienceSettings) -> dict[str, dict[str, Any]
     for page in log:
         labels = dict(zip(KINDS, zip(*page.labels, strict=True), strict=True))
         pages.append(Seen(page.request_id, page.user_id, page.ts_ms, page.policy, labels, page.left))
-    return expected(pages, of)
+    offsets = {page.request_id: offsets_of_page(page) for page in log}
+    return {name: {**row, "feedback_offsets": offsets[name.partition("/")[0]]} for name, row in expected(pages, of).items()}
 
 
 def found(life: Life) -> dict[str, dict[str, Any]]:
@@ -46,11 +47,23 @@ def found(life: Life) -> dict[str, dict[str, Any]]:
 
 
 def seen(row: dict[str, Any]) -> dict[str, Any]:
-    names = ("user_id", "policy", "session_id", "step", "reward", "return", "discount", "n_steps", "done", "ends_session")
+    names = (
+        "user_id",
+        "policy",
+        "session_id",
+        "step",
+        "reward",
+        "return",
+        "discount",
+        "n_steps",
+        "done",
+        "ends_session",
+        "feedback_offsets",
+    )
     parts = [name for name in row if name.startswith(("reward_", "penalty_"))]
     assert page_of(row["exposure"]) == row["request_id"]
     assert (row["propensity"], row["bucket"]) == (0.25, "7")
-    return {**{name: row[name] for name in (*parts, *names)}, "next": page_of(row["next_exposure"])}
+    return {**{name: row[name] for name in (*parts, *names, "feedback_offsets")}, "next": page_of(row["next_exposure"])}
 
 
 @st.composite

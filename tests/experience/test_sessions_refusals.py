@@ -35,17 +35,17 @@ MALFORMED = [
     (
         "another schema",
         _with_metadata(schema="transitions", version="1"),
-        "expected a batch of samples version 1, got transitions version 1",
+        "expected a batch of samples version 2, got transitions version 1",
     ),
-    ("another version", _with_metadata(schema="samples", version="2"), "got samples version 2"),
-    ("no kinds", _with_metadata(schema="samples", version="1", watermark_ms="0"), "KeyError: b'headrace.kinds'"),
-    ("no watermark", _with_metadata(schema="samples", version="1", kinds="click,pay"), "not a record batch of samples"),
+    ("another version", _with_metadata(schema="samples", version="1"), "got samples version 1"),
+    ("no kinds", _with_metadata(schema="samples", version="2", watermark_ms="0"), "KeyError: b'headrace.kinds'"),
+    ("no watermark", _with_metadata(schema="samples", version="2", kinds="click,pay"), "not a record batch of samples"),
     (
         "a watermark that is no number",
-        _with_metadata(schema="samples", version="1", kinds="click,pay", watermark_ms="soon"),
+        _with_metadata(schema="samples", version="2", kinds="click,pay", watermark_ms="soon"),
         "not a record batch of samples: invalid literal for int()",
     ),
-    ("kinds that are not the columns'", _with_metadata(schema="samples", version="1", kinds="like", watermark_ms="0"), "kinds like"),
+    ("kinds that are not the columns'", _with_metadata(schema="samples", version="2", kinds="like", watermark_ms="0"), "kinds like"),
     ("a column is missing", _without("ts_ms"), "columns are not those of samples"),
     ("a null where none may be", _with_null(), "column request_id has 1 nulls"),
 ]

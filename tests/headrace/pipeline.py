@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
 from experience.sessions import PartitionSessions
 from experience.settings import ExperienceSettings
@@ -20,7 +20,7 @@ from headrace.memory_rows import InMemory, MemoryRows
 from headrace.runner import Event, run
 from joiner.join import PartitionJoin
 from joiner.settings import JoinerSettings
-from schemas.codec import decode_batch
+from schemas.codec import decode_batch, decode_feedback
 from schemas.exposure import ExposedItem, Exposure, encode_exposure
 from schemas.feedback import LEAVE, Feedback, encode_feedback
 from schemas.topics import EXPOSURES, FEEDBACK, SAMPLES, TRANSITIONS
@@ -35,6 +35,7 @@ QUIET_S = 2.0
 KEYS = {SAMPLES: ("request_id", "item_id"), TRANSITIONS: ("transition_id",)}
 Row = dict[str, Any]
 Key = tuple[Any, ...]
+Found = TypeVar("Found")
 SETTINGS = {
     "HEADRACE_JOINER_JOIN_WINDOW_MS": str(WINDOW_MS),
     "HEADRACE_JOINER_IDLE_S": "60",
@@ -184,21 +185,55 @@ def read(broker: str, topic: str, expected: int, timeout_s: float) -> list[Row]:
 
 def read_until(broker: str, topic: str, is_enough: Callable[[list[Row]], bool], timeout_s: float) -> list[Row]:
     """Rows of a topic up to those of which `is_enough`, which gets them as they come, says so."""
+    return _consumed(broker, topic, lambda message: rows_of(message.value() or b"", topic), is_enough, timeout_s)
+
+
+def _consumed(
+    broker: str, topic: str, opened: Callable[[Message], list[Found]], is_enough: Callable[[list[Found]], bool], timeout_s: float
+) -> list[Found]:
     consumer = Consumer({"bootstrap.servers": broker, "group.id": "test", "auto.offset.reset": "earliest", "log_level": 0})
     consumer.assign([TopicPartition(topic, partition, 0) for partition in range(PARTITIONS)])
-    rows: list[Row] = []
-    new: list[Row] = []
+    found: list[Found] = []
+    new: list[Found] = []
     deadline_s = time.monotonic() + timeout_s
     try:
         while not is_enough(new) and time.monotonic() < deadline_s:
             new = []
             for message in consumer.consume(100, 0.5):
                 assert message.error() is None, message.error()
-                new += rows_of(message.value() or b"", topic)
-            rows += new
+                new += opened(message)
+            found += new
     finally:
         consumer.close()
-    return rows
+    return found
+
+
+def check_lineage(broker: str, events: Sequence[tuple[int, Event]], pages: int) -> None:
+    """The offsets on each transition are those of the feedback on its page that came within the window."""
+    reactions = sum(event.topic == FEEDBACK for _, event in events)
+    lies_at: dict[tuple[int, int], Feedback] = {}
+    of_page: dict[str, dict[int, Feedback]] = {}
+
+    def all_are_read(new: list[tuple[int, int, bytes]]) -> bool:
+        for partition, offset, value in new:
+            lies_at[partition, offset] = reaction = decode_feedback(value)
+            of_page.setdefault(reaction.request_id, {})[offset] = reaction
+        return len(lies_at) >= reactions
+
+    _consumed(broker, FEEDBACK, lambda message: [(message.partition(), message.offset(), message.value())], all_are_read, 60)
+    assert len(lies_at) == reactions
+    checked: set[str] = set()
+
+    def all_are_checked(new: list[Row]) -> bool:
+        for row in new:
+            counts = {at for at, reaction in of_page.get(row["request_id"], {}).items() if reaction.ts_ms - row["ts_ms"] <= WINDOW_MS}
+            assert row["feedback_offsets"] == sorted(counts), row
+            assert {lies_at[row["source_partition"], at].request_id for at in counts} <= {row["request_id"]}
+            checked.add(row["request_id"])
+        return len(checked) >= pages
+
+    _consumed(broker, TRANSITIONS, lambda message: decode_batch(message.value(), TRANSITIONS)[0].to_pylist(), all_are_checked, 60)
+    assert len(checked) >= pages
 
 
 def check(broker: str, expected: dict[str, dict[Key, Row]], timeout_s: float) -> None:
@@ -240,6 +275,6 @@ def _without_revision(rows: dict[Key, Row]) -> dict[Key, Row]:
 def rows_of(message: bytes, topic: str = TRANSITIONS) -> list[Row]:
     """The rows of a message, without what depends on where and when its events lay."""
     batch, _ = decode_batch(message, topic)
-    placed = {"source_partition", "source_offset", "samples_offset", "feedback_arrival_ms"}
+    placed = {"source_partition", "source_offset", "samples_offset", "feedback_offsets", "feedback_arrival_ms"}
     rows = [{name: cell for name, cell in row.items() if name not in placed} for row in batch.to_pylist()]
     return [row for row in rows if not row["user_id"].startswith(LAST_USER)]

@@ -37,6 +37,7 @@ def check_pipeline(broker: str, folder: Path, kills: int, seed: int, session_tim
             assert kept == rows
             assert all(kept[pipeline.key(topic, row)] == row for row in found)  # what is sent twice is the same twice
             assert kills or len(found) == len(rows)
+        pipeline.check_lineage(broker, events, PAGES)
 
 
 def test_the_embedded_broker_gives_the_transitions_of_the_in_process_runner(tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ def samples(pages: Sequence[Page], kinds: tuple[str, ...] = KINDS, partition: in
         "closed_by": ["window"] * len(rows),
         "source_partition": [partition] * len(rows),
         "source_offset": [page.offset for page, _, _ in rows],
+        "feedback_offsets": [[]] * len(rows),
     }
     schema = sample_schema(kinds)
     arrays = [pa.array(columns[name], schema.field(name).type) for name in schema.names[:-1]]

@@ -43,8 +43,9 @@ def test_a_sample_holds_what_was_shown_what_came_back_and_the_unopened_message()
         "source_offset": 0,
         "exposure": shown,
     }
-    unlabelled = {"label_click": 0.0, "label_dwell": 0.0, "label_delay_ms": None, "feedback_arrival_ms": None}
+    unlabelled = {"label_click": 0.0, "label_dwell": 0.0, "label_delay_ms": None, "feedback_arrival_ms": None, "feedback_offsets": []}
     labelled = {"label_click": 1.0, "label_dwell": 250.0, "label_delay_ms": 40, "feedback_arrival_ms": NOW_MS + 10}
+    labelled["feedback_offsets"] = [0, 1]
     assert first == {**common, "item_id": "a", "position": 0, **unlabelled}
     assert second == {**common, "item_id": "b", "position": 1, **labelled}
 

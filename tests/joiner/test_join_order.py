@@ -82,15 +82,16 @@ def expected(log: Log, exposures: Sequence[Exposure], reactions: Sequence[Feedba
     """The samples and the reasons of refusal, by looking at every feedback for every item."""
     shown = {page.request_id: page for page in exposures}
     refused = Counter(refusal(reaction, shown.get(reaction.request_id)) for reaction in reactions)
-    counted: dict[tuple[str, str], tuple[int, Feedback]] = {}
+    counted: dict[tuple[str, str], tuple[Record, Feedback]] = {}
     for place, reaction in enumerate(reactions):
         if not refusal(reaction, shown.get(reaction.request_id)):
-            counted.setdefault((reaction.request_id, reaction.event_id), (log[FEEDBACK][place].arrival_ms, reaction))
+            counted.setdefault((reaction.request_id, reaction.event_id), (log[FEEDBACK][place], reaction))
     samples: list[Row] = []
     for page in shown.values():
-        on_page = [(arrival_ms, reaction) for arrival_ms, reaction in counted.values() if reaction.request_id == page.request_id]
+        on_page = [(record, reaction) for record, reaction in counted.values() if reaction.request_id == page.request_id]
         for item in page.items:
             hits = [reaction for _, reaction in on_page if reaction.item_id == item.item_id]
+            sources = [record for record, reaction in on_page if reaction.item_id in ("", item.item_id)]
             samples.append(
                 {
                     "request_id": page.request_id,
@@ -98,7 +99,8 @@ def expected(log: Log, exposures: Sequence[Exposure], reactions: Sequence[Feedba
                     "source_offset": exposures.index(page),
                     "left": any(reaction.kind == LEAVE for _, reaction in on_page),
                     "label_delay_ms": min((reaction.ts_ms - page.ts_ms for reaction in hits), default=None),
-                    "feedback_arrival_ms": max((ms for ms, reaction in on_page if reaction.item_id in ("", item.item_id)), default=None),
+                    "feedback_arrival_ms": max((record.arrival_ms for record in sources), default=None),
+                    "feedback_offsets": sorted(record.offset for record in sources),
                     **{f"label_{kind}": float(np.float32(sum(hit.value for hit in hits if hit.kind == kind))) for kind in KINDS},
                 }
             )
@@ -115,6 +117,7 @@ def shortened(found: Sequence[Row]) -> list[Row]:
         "left",
         "label_delay_ms",
         "feedback_arrival_ms",
+        "feedback_offsets",
         *(f"label_{kind}" for kind in KINDS),
     }
     return sorted(({name: row[name] for name in names} for row in found), key=lambda row: (row["source_offset"], row["item_id"]))

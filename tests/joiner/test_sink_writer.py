@@ -80,7 +80,7 @@ def of_another_topic(offset: int) -> Record:
     [
         (Record(3, NOW_MS, b"no batch"), "not a record batch of samples"),
         (Record(3, NOW_MS, b""), "not a record batch of samples"),
-        (of_another_topic(3), "expected a batch of samples version 1, got transitions version 1"),
+        (of_another_topic(3), "expected a batch of samples version 2, got transitions version 1"),
         (without_a_column(3), "a batch without source_offset, or with nulls there"),
         (nulls(3), "a batch without item_id, or with nulls there"),
     ],

@@ -37,6 +37,7 @@ def samples(rows: Sequence[tuple[str, str, int, int | None]], watermark_ms: int,
         "closed_by": ["window"] * len(rows),
         "source_partition": [0] * len(rows),
         "source_offset": list(range(len(rows))),
+        "feedback_offsets": [[]] * len(rows),
         "exposure": pa.array([b"{}"] * len(rows), pa.binary()).dictionary_encode(),
     }
     return encode_batch(pa.RecordBatch.from_pydict(columns, sample_schema(KINDS)), T0 + watermark_ms)
@@ -71,6 +72,7 @@ def transitions(rows: Sequence[tuple[str, str, str, str, float, int, bool]], wat
         "source_partition": [0] * len(rows),
         "source_offset": list(range(len(rows))),
         "samples_offset": [0] * len(rows),
+        "feedback_offsets": [[]] * len(rows),
         "exposure": [b"{}"] * len(rows),
         "next_exposure": [None] * len(rows),
     }

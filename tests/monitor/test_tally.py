@@ -225,7 +225,7 @@ def nulls_where_none_may_be() -> bytes:
     [
         (SAMPLES, b"", "not a record batch of samples"),
         (SAMPLES, b"\x00" * 50, "not a record batch of samples"),
-        (SAMPLES, transitions([], 0), "expected a batch of samples version 1, got transitions version 2"),
+        (SAMPLES, transitions([], 0), "expected a batch of samples version 2, got transitions version 3"),
         (TRANSITIONS, transitions([("t", "s", "fusion", "v", float("nan"), 0, True)], 0), "reward is not finite"),
         (TRANSITIONS, nulls_where_none_may_be(), "nulls in transition_id, instance"),
         (POLICIES, b"{", "Input data was truncated"),

@@ -130,7 +130,7 @@ def test_a_batch_comes_back_with_its_watermark_and_kinds(name, schema):
 
 def test_a_batch_of_another_topic_is_refused_by_name():
     message = encode_batch(pa.RecordBatch.from_pylist([], schema=sample_schema(())), 0)
-    with pytest.raises(WrongBatchError, match="expected a batch of transitions version 2, got samples version 1"):
+    with pytest.raises(WrongBatchError, match="expected a batch of transitions version 3, got samples version 2"):
         decode_batch(message, "transitions")
 
 

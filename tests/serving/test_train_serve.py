@@ -144,8 +144,9 @@ def transitions(exposures: list[bytes]) -> pa.RecordBatch:
     filled: dict[str, Any] = {
         field.name: None if field.nullable else pa.array([b"" if pa.types.is_binary(field.type) else 0]).cast(field.type)[0].as_py()
         for field in schema
+        if not pa.types.is_list(field.type)
     }
-    filled |= {"done": True, "ends_session": True}
+    filled |= {"done": True, "ends_session": True, "feedback_offsets": []}
     rows = [{**filled, "transition_id": str(place), "source_offset": place, "exposure": message} for place, message in enumerate(exposures)]
     return pa.RecordBatch.from_pylist(rows, schema=schema)
 

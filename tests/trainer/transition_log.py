@@ -77,6 +77,7 @@ def row(number: int, page_now: dict[str, object], page_next: dict[str, object] |
         "source_partition": 3,
         "source_offset": number,
         "samples_offset": 0,
+        "feedback_offsets": [10 * number],
         "exposure": json.dumps(page_now).encode(),
         "next_exposure": None if page_next is None else json.dumps(page_next).encode(),
         **columns,
