@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from headrace.step import Count
 from monitor.pages import Version, version_key, version_of
@@ -44,6 +45,8 @@ class RewardTotals(msgspec.Struct, array_like=True):
     pages: int = 0
     feedback_count: int = 0
     watermark_ms: int = 0
+    instance: str = ""
+    """Of the first row ever counted: where several leave for each page, the others come besides it."""
 
 
 class VersionReward(msgspec.Struct, array_like=True):
@@ -125,8 +128,20 @@ class RewardTally:
     def _fresh(self, offset: int, batch: pa.RecordBatch, changes: Changes, counts: Counter[Count]) -> pa.RecordBatch:
         newest_ms = int(batch["ts_ms"].to_numpy().max(initial=0))
         fresh = self.seen.fresh(offset, batch["request_id"].to_pylist(), newest_ms, changes)
-        counts[Count("ignored", "duplicate")] += fresh.count(False)
-        return batch.filter(pa.array(fresh, pa.bool_()))
+        is_fresh = pa.array(fresh, pa.bool_())
+        if len(batch) and not self.totals.instance:
+            self.totals.instance = batch["instance"][0].as_py()
+        self._count_known(batch.filter(pc.invert(is_fresh)), counts)
+        return batch.filter(is_fresh)
+
+    def _count_known(self, rows: pa.RecordBatch, counts: Counter[Count]) -> None:
+        """Why rows of pages that were counted already change nothing."""
+        for instance, revision in zip(rows["instance"].to_pylist(), rows["revision"].to_pylist(), strict=True):
+            if revision:
+                reason = "amendment"
+            else:
+                reason = "duplicate" if instance == self.totals.instance else "other_instance"
+            counts[Count("ignored", reason)] += 1
 
     def _add(self, rows: pa.RecordBatch, changes: Changes) -> None:
         """Row by row and in order, so that the sums are the same however the rows were cut into records."""

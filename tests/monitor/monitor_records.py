@@ -43,12 +43,14 @@ def samples(rows: Sequence[tuple[str, str, int, int | None]], watermark_ms: int,
     return encode_batch(pa.RecordBatch.from_pydict(columns, sample_schema(KINDS)), T0 + watermark_ms)
 
 
-def transitions(rows: Sequence[tuple[str, str, str, str, float, int, bool]], watermark_ms: int) -> bytes:
-    """Rows of (transition_id, session_id, policy, model_version, reward, ts_ms, done); ts and watermark count from T0."""
+def transitions(
+    rows: Sequence[tuple[str, str, str, str, float, int, bool]], watermark_ms: int, instance: str = "td1", revision: int = 0
+) -> bytes:
+    """Rows of (request_id, session_id, policy, model_version, reward, ts_ms, done); ts and watermark count from T0."""
     columns: dict[str, list[Any]] = {
-        "transition_id": [row[0] for row in rows],
-        "instance": ["td1"] * len(rows),
-        "revision": [0] * len(rows),
+        "transition_id": [row[0] if instance == "td1" else f"{row[0]}/{instance}" for row in rows],
+        "instance": [instance] * len(rows),
+        "revision": [revision] * len(rows),
         "request_id": [row[0] for row in rows],
         "user_id": ["u"] * len(rows),
         "session_id": [row[1] for row in rows],

@@ -214,6 +214,20 @@ def test_buckets_older_than_the_history_go_whatever_the_order_of_topics() -> Non
     assert sorted(tally.window.buckets) == [first + 2, first + 3, first + 4, first + 5]
 
 
+def test_a_page_counts_once_and_each_further_row_of_it_by_what_it_is() -> None:
+    page = ("a", "s", "fusion", "v", 1.0, 0, False)
+    messages = [
+        transitions([page, page], 0),
+        transitions([page], 0, instance="mc"),
+        transitions([(*page[:4], 3.0, *page[5:])], 0, revision=1),
+        transitions([page, ("b", *page[1:])], 0, instance="mc"),
+    ]
+    tally, outcomes = fed(*((TRANSITIONS, record(offset, message)) for offset, message in enumerate(messages)))
+    ignored = [{count.label: n for count, n in outcome.counts.items() if count.name == "ignored"} for outcome in outcomes]
+    assert ignored == [{"duplicate": 1}, {"other_instance": 1}, {"amendment": 1}, {"other_instance": 1}]
+    assert (tally.rewards.totals.pages, tally.rewards.moments("policy").reward) == (2, 2.0)
+
+
 def nulls_where_none_may_be() -> bytes:
     schema = transition_schema(("click",))
     columns = [pa.nulls(1, field.type) for field in schema]
