@@ -18,7 +18,7 @@ from headrace.simulate_settings import SimulateSettings
 from headrace.user_client import Api, EventSender, Way
 from headrace.user_counts import UserCounts, arm
 from headrace.users import PAGE_ITEMS, Page, SimulatedUser, exposed_items, item_id, item_index, item_scores, rank
-from schemas.exposure import BASELINE, Exposure, encode_exposure
+from schemas.exposure import BASELINE, Exposure, FeatureValue, encode_exposure
 from schemas.feedback import LEAVE, Feedback, encode_feedback
 from schemas.topics import EXPOSURES, FEEDBACK
 
@@ -39,6 +39,7 @@ class _Answer(msgspec.Struct):
     action: list[float]
     propensity: float
     spec_hash: str = ""
+    stored_state: dict[str, FeatureValue] = {}
     items: list[_Item] = []
     logged: bool = True
 
@@ -161,7 +162,7 @@ class Crowd:
             scene=SCENE,
             policy=answer.policy,
             model_version=answer.model_version,
-            state=page.state,
+            state={**answer.stored_state, **page.state},
             action=answer.action,
             propensity=answer.propensity,
             spec_hash=answer.spec_hash,

@@ -30,11 +30,17 @@ from headrace.step import Count
 from headrace.supervisor import Supervisor
 from joiner.settings import JoinerSettings
 from serving.commands import open_store
+from serving.user_state.settings import UserStateSettings
 from serving.versions import Judgement
 
 WORKERS = ("joiner", "experience", "trainer", "monitor", "controller")
+USER_STATE = "user-state"
+"""The worker that there is where serving reads what it remembers."""
+ONE_FOR_ALL = ("trainer", "controller")
+"""What is ready without partitions."""
 IN_MEMORY = ("users", "serving")
 """What keeps its counts in memory only; the others' are durable."""
+READS = ("hit", "miss", "unavailable")
 OWN_BROKERS = ("embedded", "kafka")
 READY_TIMEOUT_S = 90.0
 DRAIN_TIMEOUT_S = 60.0
@@ -47,9 +53,10 @@ MIN_FREE_BYTES = 200 << 20
 class Loop:
     """The running processes of one demo, and what they say of themselves."""
 
-    def __init__(self, folder: Path, environment: dict[str, str], seed: int) -> None:
+    def __init__(self, folder: Path, environment: dict[str, str], seed: int, remembers_users: bool) -> None:
         self.folder = folder
-        self.ports = {name: broker.free_port() for name in (*WORKERS, "serving", "users")}
+        self.workers = (*WORKERS, USER_STATE) if remembers_users else WORKERS
+        self.ports = {name: broker.free_port() for name in (*self.workers, "serving", "users")}
         self.supervisor = Supervisor({**environment, "HEADRACE_SERVING_PORT": str(self.ports["serving"])})
         self.seed = seed
         self.users_counts: Counter[str] = Counter()
@@ -60,7 +67,7 @@ class Loop:
 
     def start_services(self) -> None:
         """Start the workers, the controller and the API."""
-        for name in WORKERS:
+        for name in self.workers:
             self.supervisor.add(name, ["worker", name, "--web-port", str(self.ports[name])], self.folder / f"{name}.log")
         self.supervisor.add("serving", ["serve"], self.folder / "serving.log")
 
@@ -100,11 +107,11 @@ class Loop:
     def ready(self) -> str | None:
         """What is not ready yet; None when everything is."""
         pages = self.pages()
-        for name in WORKERS:
+        for name in self.workers:
             if name not in pages:
                 return name
-        for name in ("joiner", "experience", "monitor"):
-            if not pages[name].values("headrace_lag_seconds", stage=name):
+        for name in self.workers:
+            if name not in ONE_FOR_ALL and not pages[name].values("headrace_lag_seconds", stage=name):
                 return f"{name}'s partitions"
         serving = scrape.page(self.ports["serving"], "/readyz")
         return None if serving is not None else "serving"
@@ -140,7 +147,7 @@ def run_demo(minutes: float, broker_name: str, seed: int, json_file: str | None,
         list(effective())  # a wrong setting is told here, in one line, and not by a worker that never gets ready
         require_json(load(SimulateSettings), load(JoinerSettings))
         broker.create_topics(load(StreamSettings))
-        loop = Loop(folder, environment, seed)
+        loop = Loop(folder, environment, seed, remembers_users=load(UserStateSettings).serve)
         stack.callback(loop.supervisor.stop)
         view = stack.enter_context(View(console, f"headrace demo on the {broker_name} broker at {address}, logs in {folder}"))
         report = _run(loop, view, minutes, interrupted)
@@ -201,10 +208,10 @@ def _look(loop: Loop, before: list[StageRow], report: dict[str, Any]) -> tuple[l
     pages = loop.pages()
     last = {row.stage: row for row in before}
     judgements = open_store(load(PolicySettings)).judgements()
-    rows = [_row(name, pages.get(name), last.get(name), loop.restarts[name], judgements) for name in ("users", "serving", *WORKERS)]
+    rows = [_row(name, pages.get(name), last.get(name), loop.restarts[name], judgements) for name in ("users", "serving", *loop.workers)]
     report = loop.report() or report
     if "serving" in pages:
-        report = {**report, "served_version": _served_version(pages["serving"])}
+        report = {**report, "served_version": _served_version(pages["serving"]), "user_state_reads": _reads(pages["serving"])}
     return [loop.whole_run(row) if row.up and row.stage in IN_MEMORY else row for row in rows], report
 
 
@@ -212,6 +219,11 @@ def _served_version(serving: Page) -> str:
     """The version that serving answers with now; empty for the baseline."""
     info = [sample for sample in serving.samples if sample.name == "headrace_serving_version_info" and sample.value == 1]
     return info[0].labels["model_version"] if info else ""
+
+
+def _reads(serving: Page) -> dict[str, int]:
+    """How often serving asked for a user's stored features, by what it found."""
+    return {outcome: int(serving.total("headrace_serving_user_state_reads_total", outcome=outcome)) for outcome in READS}
 
 
 def _row(name: str, page: Page | None, last: StageRow | None, restarts: int, judgements: Sequence[Judgement]) -> StageRow:

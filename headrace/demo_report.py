@@ -32,6 +32,7 @@ def assemble(
         "stages": stages,
         "versions": monitored.get("versions", []),
         "served_version": monitored.get("served_version", ""),
+        "user_state_reads": monitored.get("user_state_reads", {}),
         "reward": monitored.get("reward", {}),
         "freshness_s": monitored.get("freshness_s", {"p50": None, "p95": None}),
         "join": monitored.get("join", {}),

@@ -68,6 +68,7 @@ def test_the_loop_closes_although_workers_are_killed(tmp_path: Path) -> None:
     assert sent <= stages["experience"]["in"] <= 1.05 * sent, "what the joiner had sent but not stored when it died comes once more"
     assert stages["serving"]["in"] >= stages["trainer"]["in"] == stages["experience"]["out"] >= 0.97 * stages["users"]["in"]
     assert stages["controller"]["out"] >= 2
+    assert report["user_state_reads"]["hit"] > report["user_state_reads"]["miss"] > 0, "only the first pages of a user find nothing"
     assert report["reward"]["baseline"]["pages"] > 0 < report["reward"]["policy"]["pages"]
     assert 0 < report["freshness_s"]["p50"] <= report["freshness_s"]["p95"]
     assert report["stages"]["joiner"]["rejected"] > 0, "the users send bad events on purpose"

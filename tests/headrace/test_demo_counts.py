@@ -11,7 +11,7 @@ from headrace.demo_view import StageRow
 
 
 def test_a_killed_api_takes_its_counts_along_only_up_to_the_last_look(tmp_path: Path) -> None:
-    loop = Loop(tmp_path, {}, seed=0)
+    loop = Loop(tmp_path, {}, seed=0, remembers_users=False)
     looks = [(100, 50, 1), (250, 120, 2), (10, 4, 0), (30, 20, 0), (5, 0, 0)]
 
     shown = [loop.whole_run(StageRow("serving", True, *counted, None, 0))[2:5] for counted in looks]

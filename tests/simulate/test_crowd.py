@@ -54,6 +54,7 @@ class CannedApi:
         self.pages[asked["request_id"]] = request.path
         version = "fusion-000001" if asked["user_id"] > "u-1-2" else ""
         answer = {"policy": "fusion", "model_version": version, "action": ACTION, "propensity": 0.5, "user_id": asked["user_id"]}
+        answer["stored_state"] = {"click_gap_s": 2.5, "pages": -1.0}
         if request.path == "/v1/rank":
             candidates = [item_index(candidate["item_id"]) for candidate in asked["candidates"]]
             answer |= {"items": [{"item_id": f"i-{item}", "position": 0} for item in rank(candidates, ACTION)], "logged": True}
@@ -162,7 +163,7 @@ async def test_an_exposure_sent_by_the_user_is_what_the_answer_and_the_ranking_s
     assert api.exposures
     for exposure in api.exposures:
         assert (exposure.action, exposure.propensity, exposure.policy) == (ACTION, 0.5, "fusion")
-        assert exposure.state == states[exposure.request_id]
+        assert exposure.state == {"click_gap_s": 2.5, **states[exposure.request_id]}
         sums = [sum(weight * score for weight, score in zip(ACTION, item.scores.values(), strict=True)) for item in exposure.items]
         assert sums == sorted(sums, reverse=True)
         assert [item.position for item in exposure.items] == list(range(10))

@@ -5,6 +5,8 @@ from headrace.settings import load
 from headrace.simulate_settings import SimulateSettings
 from headrace.users import OBJECTIVES, SimulatedUser
 from joiner.settings import JoinerSettings
+from serving.user_state.features import StoredFeatures
+from serving.user_state.settings import UserStateSettings
 
 
 def test_every_setting_of_the_demo_is_known_and_allowed(demo_settings: None) -> None:
@@ -12,10 +14,14 @@ def test_every_setting_of_the_demo_is_known_and_allowed(demo_settings: None) -> 
     assert {"policy.action", "policy.features", "joiner.feedback_kinds", "simulate.users"} <= set(from_file)
 
 
-def test_the_policy_sees_exactly_what_the_users_log(demo_policy: PolicySettings) -> None:
-    features = demo_policy.features
-    names = [feature.name for feature in (*features.dense, *features.ids, *features.sequences)]
-    assert names == list(SimulatedUser(0, 0).state())
+def test_the_policy_sees_what_the_users_log_and_of_their_items_what_the_user_state_remembers(demo_policy: PolicySettings) -> None:
+    remembered = load(UserStateSettings)
+    assert remembered.serve
+    stored = StoredFeatures(demo_policy.features, remembered.kinds, remembered.recent_items, remembered.horizon_ms).keys
+    assert stored == {"click_gap_s", "recent_click", "click_code"}
+    logged = [*SimulatedUser(0, 0).state()]
+    assert [feature.key for feature in demo_policy.features.read() if feature.key not in stored] == logged[:-1]
+    assert logged[-1] == "recent_items"
 
 
 def test_the_action_weighs_the_scores_of_the_items_and_its_baseline_is_their_plain_sum(demo_policy: PolicySettings) -> None:
