@@ -21,7 +21,7 @@ from serving.observe import Observed
 from serving.publisher import Producer
 from serving.settings import ServingSettings
 from serving.swap import ServedVersion
-from serving.user_state.reader import UserStateReader
+from serving.user_state.reader import ReadsUserState
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def create_app(
     follower: Follower | None = None,
     now_ms: Callable[[], int] = wall_clock_ms,
     formats: Mapping[str, EventFormat] = MappingProxyType({}),
-    user_state: UserStateReader | None = None,
+    user_state: ReadsUserState | None = None,
 ) -> FastAPI:
     """The application. It starts and stops the producer, the versions' load thread and the follower with its own life.
 

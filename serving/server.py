@@ -21,9 +21,10 @@ from serving.publisher import KafkaProducer
 from serving.settings import ServingSettings
 from serving.swap import ServedVersion
 from serving.user_state.features import StoredFeatures
-from serving.user_state.reader import UserStateReader
+from serving.user_state.reader import ReadsUserState, UserStateReader
+from serving.user_state.redis_reader import RedisUserStateReader
 from serving.user_state.settings import UserStateSettings
-from serving.user_state.step import STAGE
+from serving.user_state.step import STAGE, redis_name
 
 
 def run(
@@ -68,7 +69,7 @@ def run(
         uvicorn.Server(config).run(sockets=[listener])
 
 
-def _user_state(settings: UserStateSettings, policy: PolicySettings, stream: StreamSettings, metrics: ServingMetrics) -> UserStateReader:
+def _user_state(settings: UserStateSettings, policy: PolicySettings, stream: StreamSettings, metrics: ServingMetrics) -> ReadsUserState:
     try:
         features = StoredFeatures(policy.features, settings.kinds, settings.recent_items, settings.horizon_ms)
     except ValueError as error:
@@ -80,4 +81,7 @@ def _user_state(settings: UserStateSettings, policy: PolicySettings, stream: Str
     def count(outcome: str) -> None:
         metrics.user_state_reads.labels(outcome).inc()
 
+    if settings.redis:
+        name = redis_name(stream.group_prefix)
+        return RedisUserStateReader(settings.redis, name, stream.partitions, features, settings.redis_timeout_ms, count)
     return UserStateReader(stream.state_dir / STAGE, stream.partitions, features, settings.refresh_ms, count)

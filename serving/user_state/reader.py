@@ -5,6 +5,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from aiokafka.partitioner import murmur2
 
@@ -20,6 +21,18 @@ log = logging.getLogger(__name__)
 
 State = dict[str, FeatureValue]
 NOT_YET = "the user state is not open yet"
+
+
+class ReadsUserState(Protocol):
+    """What serving has of the user state, wherever that is kept."""
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def of(self, user_id: str, now_ms: int) -> State: ...
+
+    def trouble(self) -> str: ...
 
 
 def partition_of(user_id: str, partitions: int) -> int:

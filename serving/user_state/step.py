@@ -31,6 +31,11 @@ _decode_offsets = msgspec.msgpack.Decoder(dict[int, int]).decode
 _encode_offsets = msgspec.msgpack.Encoder().encode
 
 
+def redis_name(group_prefix: str) -> str:
+    """What the state is called in a server that others use, too."""
+    return f"{group_prefix}-{STAGE}"
+
+
 def user_row(user_id: str) -> bytes:
     """The key of a user's history."""
     return USER + user_id.encode()
