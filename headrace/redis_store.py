@@ -17,6 +17,8 @@ from uuid import uuid4
 
 import msgspec
 from redis import Redis, RedisError, WatchError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from headrace.settings import ConfigError
 from headrace.step import Count
@@ -38,9 +40,10 @@ class _Covered(msgspec.Struct):
 
 
 def connect(address: str, timeout_s: float) -> Redis:
-    """A client of the server at HOST:PORT; it connects when it is first used."""
+    """A client of the server at HOST:PORT. It connects when it is first used, and tries nothing twice: its own way waits for seconds."""
     host, _, port = address.rpartition(":")
-    return Redis(host=host, port=int(port), socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
+    once = Retry(NoBackoff(), 0)
+    return Redis(host=host, port=int(port), socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=once)
 
 
 def rows_name(name: str, partition: int | str) -> str:

@@ -1,6 +1,7 @@
 """A server of the Redis protocol of a test's own: nothing on disk but its log of writes."""
 
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -38,6 +39,9 @@ class RedisServer:
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
+
+    def stop_answering(self) -> None:
+        self._process.send_signal(signal.SIGSTOP)
 
     def forget_everything(self) -> None:
         self._client.flushall()

@@ -66,12 +66,21 @@ def _make(feature: object, kind: str, recent_items: int, horizon_ms: int) -> Mak
             return partial(_recent_items, horizon_ms, recent_items)
         case SequenceFeature() | MultiIdFeature() if feature.key == f"recent_{kind}_categories":
             return partial(_recent_categories, horizon_ms, recent_items)
-        case BinarySequenceFeature() if feature.key.removeprefix(kind) in ("_code", "_category_code", "_gap_code"):
+        case BinarySequenceFeature() if count := _counted(feature.key, kind, horizon_ms):
             _kept(feature.name, feature.windows_ms[-1], horizon_ms)
-            counts: dict[str, Counted] = {"_code": _count, "_category_code": _changes, "_gap_code": partial(_short_gaps, horizon_ms)}
-            return partial(_code, counts[feature.key.removeprefix(kind)], feature.windows_ms, feature.digits)
+            return partial(_code, count, feature.windows_ms, feature.digits)
         case _:
             return None
+
+
+def _counted(key: str, kind: str, horizon_ms: int) -> Counted | None:
+    """What the digits of a code with this key count."""
+    of_kind: dict[str, Counted] = {
+        f"{kind}_code": _count,
+        f"{kind}_category_code": _changes,
+        f"{kind}_gap_code": partial(_short_gaps, horizon_ms),
+    }
+    return of_kind.get(key)
 
 
 def _kept(name: str, length_ms: int, horizon_ms: int) -> int:

@@ -38,6 +38,7 @@ class RedisUserStateReader:
         """Find out whether the server answers."""
         try:
             self._server.ping()
+            self._trouble = ""
         except RedisError as error:
             self._failed(error)
 
@@ -67,7 +68,6 @@ class RedisUserStateReader:
     def trouble(self) -> str:
         """Why users' features cannot be read; empty where they can. Asks again where the last read failed, as no request may come."""
         if self._trouble and time.monotonic() >= self._asks_from_s:
-            self._trouble = ""
             self.start()
         return self._trouble
 

@@ -1,5 +1,6 @@
 """What serving reads of the user state from a server of the Redis protocol, and what it does while that is away."""
 
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -58,7 +59,9 @@ def test_while_the_server_is_away_users_are_served_without_and_afterwards_with_i
     redis_server: RedisServer, reader: RedisUserStateReader, reads: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     redis_server.kill()
+    started_s = time.monotonic()
     assert reader.of(USER, NOW_MS) == {}
+    assert time.monotonic() - started_s < 1.0, "a request does not wait for a server that is away"
     assert reader.trouble().startswith(f"the user state in redis://{redis_server.address} cannot be read: ")
     monkeypatch.setattr(redis_reader, "PAUSE_S", 3600.0)
     reader.of(USER, NOW_MS)  # the last one that asks for an hour
@@ -70,3 +73,15 @@ def test_while_the_server_is_away_users_are_served_without_and_afterwards_with_i
     reader.of(USER, NOW_MS)
     assert reads["miss"] == 1
     reader.stop()
+
+
+def test_a_request_waits_no_longer_than_it_may_for_a_server_that_does_not_answer(redis_server: RedisServer, reads: Counter[str]) -> None:
+    reader = RedisUserStateReader(redis_server.address, NAME, PARTITIONS, FEATURES, 50, lambda outcome: reads.update([outcome]))
+    reader.start()
+    redis_server.stop_answering()
+    started_s = time.monotonic()
+    for _ in range(100):
+        assert reader.of(USER, NOW_MS) == {}
+    assert 0.05 <= time.monotonic() - started_s < 0.5, "one of them waits, and none after it"
+    assert "Timeout" in reader.trouble()
+    assert reads == {"unavailable": 100}

@@ -43,6 +43,8 @@ def test_the_features_are_those_of_the_specification_and_of_the_kinds_that_are_k
         "recent_click", "recent_click_categories", "click_code", "click_category_code", "click_gap_code",
     }  # fmt: skip
     assert StoredFeatures(SPEC, ("like",), 3, SETTINGS.horizon_ms).keys == frozenset()
+    of_nobody = FeatureSpec(binary_sequences=(BinarySequenceFeature(name="_code"),))
+    assert StoredFeatures(of_nobody, ("click",), 3, SETTINGS.horizon_ms).keys == frozenset()
 
 
 def test_the_features_of_a_history_are_those_counted_by_hand() -> None:
