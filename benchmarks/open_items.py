@@ -1,9 +1,9 @@
 """What an event costs the joiner's step and store while many items are open, beside a bare dict of the same requests.
 
 `python -m benchmarks.open_items joiner|dict OPEN_ITEMS SLIDE` opens so many items on four partitions, then slides the window: every
-further exposure closes an older one, so that the number stays. Nothing is sent; what the step would send is made. The dict holds
-requests and nothing else, and what is put, looked up and deleted is the same: by what it grows memory itself is slower where there is
-more of it. Each run prints one JSON object.
+further exposure closes an older one and forgets one that is older still, so that the numbers stay. Nothing is sent; what the step
+would send is made. The dict holds requests and nothing else, and what is put, looked up and deleted is the same: by what it grows
+memory itself is slower where there is more of it. Each run prints one JSON object.
 """
 
 import gc
@@ -137,14 +137,18 @@ def batches(first: int, end: int, open_items: int) -> Iterator[Batch]:
 
 
 def measure(partitions: Sequence[Partition], open_items: int, slide: int) -> dict[str, float]:
-    """Fill, then slide by so many exposures. CPU time is that of every thread, RocksDB's included, but for making the events."""
+    """Fill, slide by a window, so that pages are forgotten too, then measure while so many exposures slide it further.
+
+    CPU time is that of every thread, RocksDB's included, but for making the events.
+    """
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)  # as a worker runs
-    for number, topic, records in batches(0, open_items, open_items):
+    first = 2 * open_items
+    for number, topic, records in batches(0, first, open_items):
         partitions[number].apply(topic, records)
     held = sum(partition.open_items for partition in partitions)
     events, applying_s, started_s, cpu_s = 0, 0.0, time.thread_time(), time.process_time()
-    for number, topic, records in batches(open_items, open_items + slide, open_items):
+    for number, topic, records in batches(first, first + slide, open_items):
         events += len(records)
         applying_s += partitions[number].apply(topic, records)
     making_s = time.thread_time() - started_s - applying_s

@@ -22,8 +22,8 @@ _ALL_WRITE_BUFFERS = WriteBufferManager(128 << 20, False)
 _BLOCK_CACHE = Cache(8 << 20)
 """Of all partitions together. What a step reads it reads once: RocksDB's own 32 MiB for each partition would only be filled."""
 MIN_BLOB_BYTES = 1 << 10
-"""Larger values are written to files of their own kind, once: compaction moves keys, and drops a file when all of it is deleted. What
-lives long among what is deleted is moved after a while, or it would keep a file of 16 MiB."""
+"""Larger values are written to files of their own kind, once: compaction moves keys, and drops a file when all of it is deleted. A value
+that lives longer than those that were written with it keeps a file of 16 MiB: a step that has such values writes them anew."""
 FIRST_LAYOUT = 1
 """Of a stage that has never changed its rows, and of states from before there were numbers."""
 _META = b"\x00meta"
@@ -184,7 +184,6 @@ def _options(is_followed: bool) -> Options:
     options.set_enable_blob_files(True)
     options.set_min_blob_size(MIN_BLOB_BYTES)
     options.set_blob_compression_type(DBCompressionType.lz4())
-    options.set_enable_blob_gc(True)
     tables = BlockBasedOptions()
     tables.set_block_cache(_BLOCK_CACHE)
     options.set_block_based_table_factory(tables)

@@ -3,8 +3,10 @@
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
+import pyarrow as pa
+
 from headrace.step import Record
-from joiner.pages import Pages
+from joiner.pages import Pages, key_columns
 from joiner.refusal import Refusals
 from schemas.codec import UNREADABLE, decode_exposure_key, decode_feedback
 from schemas.exposure import ExposureKey, ItemKey
@@ -13,6 +15,9 @@ from schemas.topics import EXPOSURES, FEEDBACK
 
 MAX_VALUE = 1e30
 """Largest feedback value: hundreds of millions of them still add up to a finite float32 label."""
+
+AT_ONCE = 256
+"""Exposures whose objects live at a time: they fit into the processor's own cache, what a whole fetch of them takes does not."""
 
 T = TypeVar("T")
 OpenAmong = Callable[[Sequence[str]], Collection[str]]
@@ -32,25 +37,33 @@ def exposures(records: Sequence[Record], bounds: Bounds, open_among: OpenAmong, 
     pages = _all_exposures(records, bounds, open_among)
     if pages is None:
         return _each_exposure(records, bounds, open_among, refusals)
-    return pages, max([key.ts_ms for key in pages.keys])
+    return pages, int(pages.columns["ts_ms"].to_numpy().max())
 
 
 def _all_exposures(records: Sequence[Record], bounds: Bounds, open_among: OpenAmong) -> Pages | None:
     """The pages of a batch in which every exposure is acceptable, else None: at half the cost of looking at each."""
-    values = [record.value for record in records]
-    if max(map(len, values)) > bounds.max_event_bytes:
+    request_ids: list[str] = []
+    parts = []
+    for first in range(0, len(records), AT_ONCE):
+        part = records[first : first + AT_ONCE]
+        values = [record.value for record in part]
+        if max(map(len, values)) > bounds.max_event_bytes:
+            return None
+        try:
+            keys = list(map(decode_exposure_key, values))
+        except UNREADABLE:
+            return None
+        if any(_named_twice(key.items) for key in keys if len(key.items) > 1):
+            return None
+        request_ids += [key.request_id for key in keys]
+        parts.append(key_columns(part, keys))
+    columns = pa.concat_batches(parts) if len(parts) > 1 else parts[0]
+    times_ms = columns["ts_ms"].to_numpy()
+    if times_ms.min() < bounds.earliest_ms or times_ms.max() > bounds.latest_ms:
         return None
-    try:
-        keys = list(map(decode_exposure_key, values))
-    except UNREADABLE:
-        return None
-    times_ms = [key.ts_ms for key in keys]
-    if min(times_ms) < bounds.earliest_ms or max(times_ms) > bounds.latest_ms:
-        return None
-    request_ids = [key.request_id for key in keys]
     if len(set(request_ids)) < len(request_ids) or open_among(request_ids):
         return None
-    return None if any(_named_twice(key.items) for key in keys if len(key.items) > 1) else Pages(records, keys)
+    return Pages(records, request_ids, columns)
 
 
 def _each_exposure(records: Sequence[Record], bounds: Bounds, open_among: OpenAmong, refusals: Refusals) -> tuple[Pages | None, int]:
@@ -76,7 +89,12 @@ def _each_exposure(records: Sequence[Record], bounds: Bounds, open_among: OpenAm
     for _ in shown_before:
         refusals.ignore("duplicate_exposure")
     kept = [(record, key) for record, key in kept if key.request_id not in shown_before]
-    return Pages([record for record, _ in kept], [key for _, key in kept]) if kept else None, newest_ms
+    return _pages(kept) if kept else None, newest_ms
+
+
+def _pages(kept: Sequence[tuple[Record, ExposureKey]]) -> Pages:
+    records, keys = zip(*kept, strict=True)
+    return Pages(records, [key.request_id for key in keys], key_columns(records, keys))
 
 
 def feedback(records: Sequence[Record], bounds: Bounds, refusals: Refusals) -> Iterator[tuple[Record, Feedback]]:

@@ -1,16 +1,15 @@
 """A block: what stays in memory of the pages of one delivered batch while it is open. The rest of them lies in the store."""
 
-from array import array
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from headrace.step import Record
-from joiner.ids import EventIds, Ids
+from joiner.event_ids import EventIds
 from joiner.labels import Hits, Ints
+from joiner.page_keys import PageKeys
 from joiner.settings import KindRule
 from schemas.feedback import LEAVE, Feedback
 
@@ -21,64 +20,52 @@ class Block:
     Feedback is only listed as it comes: it becomes label columns when the block leaves.
     """
 
+    __slots__ = ("_events", "_keys", "early_ms", "first_offset", "hashes", "hits", "max_ts_ms", "min_ts_ms", "number")
+
     def __init__(self, number: int, columns: pa.RecordBatch, hashes: Ints) -> None:
         self.number, self.hashes = number, hashes
         """What Blocks finds it by: `hashes` are those of its requests [P]."""
         self.first_offset: int = columns["offset"][0].as_py()
         """Offset of the earliest exposure: it names the block."""
-        times_ms = columns["ts_ms"].to_numpy()
+        self._keys = PageKeys(columns)
+        times_ms = self._keys.times_ms()
         self.min_ts_ms, self.max_ts_ms = int(times_ms.min()), int(times_ms.max())
-        self.feedback_rows: set[int] = set()
         self.early_ms: int | None = None
         """Up to which event time feedback had been seen when the rows left early, in `fast` mode."""
-        self.positive_rows: set[int] = set()
-        """Rows with feedback of the target kind."""
         self.hits = Hits()
-        # Copies: views would keep all that was read from the store.
-        self._times_ms, self._first_rows = array("q", times_ms.tobytes()), array("i", columns["item_ids"].offsets.to_numpy().tobytes())
-        self._request_ids, self._user_ids = Ids(columns["request_id"]), Ids(columns["user_id"])
-        self._item_ids = Ids(columns["item_ids"].values)
-        self._left_pages, self._left_arrivals_ms, self._left_offsets = array("i"), array("q"), array("q")
         self._events: EventIds | None = None
 
     @property
     def pages(self) -> int:
         """P."""
-        return len(self._times_ms)
+        return self._keys.pages
 
     @property
     def rows(self) -> int:
         """R."""
-        return len(self._item_ids)
+        return self._keys.rows
 
     def is_page(self, page: int, request_id: str) -> bool:
         """Whether the page is of this request."""
-        return self._request_ids.is_at(page, request_id)
+        return self._keys.is_request(page, request_id)
 
     def label(self, page: int, feedback: Feedback, record: Record, rule: KindRule, watermark_ms: int) -> tuple[int, tuple[str, str] | None]:
         """Set the label that a feedback, read from `record`, means on a page. Gives its row, and None, or why it does not count.
 
         A refusal is ("duplicate", "") or a dead letter's reason and detail.
         """
-        delay_ms = feedback.ts_ms - self._times_ms[page]
+        delay_ms = feedback.ts_ms - self._keys.ts_ms(page)
         refused = self._refused(page, feedback, delay_ms, rule, watermark_ms)
         if refused is not None:
             return -1, refused
-        row = self._first_rows[page]
-        if feedback.kind != LEAVE:
-            row = self._item_ids.index(feedback.item_id, row, self._first_rows[page + 1])
-            if row < 0:
-                return -1, ("unknown_item", f"{feedback.item_id!r} is not on the page {feedback.request_id!r}")
+        row = self._keys.row_of(page, None if feedback.kind == LEAVE else feedback.item_id)
+        if row < 0:
+            return -1, ("unknown_item", f"{feedback.item_id!r} is not on the page {feedback.request_id!r}")
         if self._events is None:
             self._events = EventIds()
         if not self._events.add(page, feedback.event_id):
             return -1, ("duplicate", "")
-        if feedback.kind == LEAVE:
-            self._left_pages.append(page)
-            self._left_arrivals_ms.append(record.arrival_ms)
-            self._left_offsets.append(record.offset)
-        else:
-            self.hits.add(feedback.kind, row, feedback.value, delay_ms, record)
+        self.hits.add(feedback.kind, row, feedback.value, delay_ms, record)
         return row, None
 
     def _refused(self, page: int, feedback: Feedback, delay_ms: int, rule: KindRule, watermark_ms: int) -> tuple[str, str] | None:
@@ -90,7 +77,7 @@ class Block:
         behind_ms = watermark_ms - (feedback.ts_ms - delay_ms) - rule.window_ms - rule.grace_ms
         if behind_ms > 0:
             return "late", f"the watermark passed its page's window and grace {behind_ms} ms ago"
-        if not self._user_ids.is_at(page, feedback.user_id):
+        if not self._keys.is_user(page, feedback.user_id):
             return "unknown_request", f"{feedback.request_id!r} is no request of user {feedback.user_id!r}"
         return None
 
@@ -104,24 +91,17 @@ class Block:
 
     def pages_of(self, rows: Ints) -> Ints:
         """The pages that these rows are on, each once, in order."""
-        return np.unique(np.searchsorted(self._row_bounds(), rows, side="right") - 1)
-
-    def _row_bounds(self) -> npt.NDArray[np.int32]:
-        """The first row of each page, and R [P + 1]."""
-        return np.frombuffer(self._first_rows, np.int32)
+        return np.unique(np.searchsorted(self._keys.row_bounds(), rows, side="right") - 1)
 
     def samples(self, layout: "Layout", columns: pa.RecordBatch, messages: pa.BinaryArray, closed_by: str, rows: Ints) -> pa.RecordBatch:
         """Some rows of the block as a batch of `layout.schema`, labels as they stand.
 
         `columns` is what the store holds of the block, `messages` those of `pages_of(rows)`.
         """
-        sizes = np.diff(self._row_bounds())
+        bounds = self._keys.row_bounds()
+        sizes = np.diff(bounds)
         page_R = np.repeat(np.arange(self.pages), sizes)
-        left_P, arrivals_ms_P = np.zeros(self.pages, np.bool_), np.full(self.pages, -1)
-        left_L = np.frombuffer(self._left_pages, np.int32)
-        left_P[left_L] = True
-        np.maximum.at(arrivals_ms_P, left_L, np.frombuffer(self._left_arrivals_ms, np.int64))
-        labels = self.hits.columns(layout.rules, layout.kinds, arrivals_ms_P[page_R], self._left_rows(left_L, sizes))
+        left_P, labels = self.hits.left(bounds), self.hits.columns(layout.rules, layout.kinds, bounds)
         page_of_row = page_R[rows]
         pages, message_of_row = np.unique(page_of_row, return_inverse=True)
         assert len(pages) == len(messages), (len(pages), len(messages))
@@ -145,12 +125,6 @@ class Block:
             "exposure": pa.DictionaryArray.from_arrays(pa.array(message_of_row.astype(np.int32)), messages),
         }
         return pa.RecordBatch.from_arrays([taken[name] for name in layout.schema.names], schema=layout.schema)
-
-    def _left_rows(self, left_L: npt.NDArray[np.int32], sizes: npt.NDArray[np.int32]) -> tuple[Ints, Ints]:
-        """Each row of the L pages that a user left from, and the offset of the feedback that said so."""
-        rows = [np.arange(self._first_rows[page], self._first_rows[page + 1]) for page in left_L.tolist()]
-        every_row = np.concatenate([np.empty(0, np.int64), *rows])
-        return every_row, np.repeat(np.frombuffer(self._left_offsets, np.int64), sizes[left_L])
 
 
 class Layout(NamedTuple):

@@ -137,9 +137,8 @@ class PartitionJoin:
         """Open blocks; gives the newest event time (ms)."""
         pages, newest_ms = admission.exposures(records, self._bounds(refusals.now_ms), self._open_among, refusals)
         for part in pages.cut(self._span_ms) if pages else ():
-            columns = part.columns()
-            block = self._blocks.add(columns, [key.request_id for key in part.keys])
-            self._stored.put(part, columns, refusals.outcome)
+            block = self._blocks.add(part.columns, part.request_ids)
+            self._stored.put(part, refusals.outcome)
             self._pointwise.opened(block)
             if self._waiting:
                 self._label_waiting(block, part, refusals)
@@ -147,10 +146,9 @@ class PartitionJoin:
 
     def _label_waiting(self, block: Block, pages: Pages, refusals: Refusals) -> None:
         """Give a new block the feedback that waited for it."""
-        request_ids = [key.request_id for key in pages.keys]
-        waited = self._waiting.take(request_ids, block.hashes, refusals.outcome)
+        waited = self._waiting.take(pages.request_ids, block.hashes, refusals.outcome)
         if waited:
-            page_of = {request_id: page for page, request_id in enumerate(request_ids)}
+            page_of = {request_id: page for page, request_id in enumerate(pages.request_ids)}
             accepted = [
                 record for record, feedback in waited if self._label(block, page_of[feedback.request_id], record, feedback, refusals)
             ]
@@ -205,6 +203,7 @@ class PartitionJoin:
             self._pointwise.send(self._watermark, self._blocks.oldest_ms(max(0, ended_ms)), outcome)
         if ended := self._blocks.ended(ended_ms):
             self._close_blocks(ended, ended_ms, outcome)
+        self._kept.forget(ended_ms, outcome)
         outcome.changes += [(rows.row_key(b"c", first_offset), None) for first_offset in self._blocks.forget(ended_ms - self._hold_ms)]
         for record, feedback in self._waiting.expire(ended_ms, outcome):
             refusals.refuse(FEEDBACK, record, "unknown_request", f"no exposure of {feedback.request_id!r} within {self._hold_ms} ms")
@@ -237,7 +236,6 @@ class PartitionJoin:
     def _close(self, block: Block, columns: pa.RecordBatch, outcome: Outcome) -> None:
         """Take a block out of the state."""
         self._blocks.close(block)
-        self._kept.forget(block, outcome)
         self._stored.delete(block, columns, outcome)
         closed = rows.ClosedRow(block.max_ts_ms, columns["request_id"].to_pylist())
         outcome.changes.append((rows.row_key(b"c", block.first_offset), rows.encode_row(closed)))

@@ -13,7 +13,8 @@ class KeptFeedback:
     """Which rows are kept, by the offset of their first record, and from where the topic is needed."""
 
     def __init__(self) -> None:
-        self._open_blocks: dict[int, int] = {}  # first offset of a row -> open blocks that it labelled
+        self._rows: set[int] = set()
+        self._by_newest_ms: list[tuple[int, int]] = []  # heap of (newest ts_ms of the blocks that a row labelled, the row)
         self._needed: list[int] = []  # heap of offsets, some of them no longer needed
 
     def keep(self, records: Sequence[Record], labelled: Iterable[Block], outcome: Outcome) -> None:
@@ -24,27 +25,24 @@ class KeptFeedback:
 
     def hold(self, first_offset: int, labelled: Iterable[Block]) -> None:
         """Keep a row that is stored."""
-        blocks = set(labelled)
-        self._open_blocks[first_offset] = len(blocks)
+        self._rows.add(first_offset)
+        heappush(self._by_newest_ms, (max((block.max_ts_ms for block in labelled), default=0), first_offset))
         heappush(self._needed, first_offset)
-        for block in blocks:
-            block.feedback_rows.add(first_offset)
 
     def need(self, offset: int) -> None:
         """A record that waits is needed, too."""
         heappush(self._needed, offset)
 
-    def forget(self, block: Block, outcome: Outcome) -> None:
-        """A block closes: drop the rows that no other block needs."""
-        for first_offset in block.feedback_rows:
-            self._open_blocks[first_offset] -= 1
-            if not self._open_blocks[first_offset]:
-                del self._open_blocks[first_offset]
-                outcome.changes.append((row_key(b"f", first_offset), None))
+    def forget(self, before_ms: int, outcome: Outcome) -> None:
+        """The blocks whose newest exposure is older than `before_ms` are closed: drop the rows that labelled no other."""
+        while self._by_newest_ms and self._by_newest_ms[0][0] < before_ms:
+            first_offset = heappop(self._by_newest_ms)[1]
+            self._rows.remove(first_offset)
+            outcome.changes.append((row_key(b"f", first_offset), None))
 
     def first_needed(self, waiting: WaitingFeedback) -> int | None:
         """The first offset that an open block or a waiting feedback needs."""
         heap = self._needed
-        while heap and heap[0] not in self._open_blocks and heap[0] not in waiting.offsets:
+        while heap and heap[0] not in self._rows and heap[0] not in waiting.offsets:
             heappop(heap)
         return heap[0] if heap else None

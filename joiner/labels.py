@@ -1,7 +1,7 @@
 """Feedback that became labels: listed as it comes, made into columns when its rows leave."""
 
-from array import array
 from collections.abc import Mapping, Sequence
+from struct import Struct
 from sys import intern
 
 import numpy as np
@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from headrace.step import Record
 from joiner.settings import Combine, KindRule
+from schemas.feedback import LEAVE
 from schemas.sample import label_column
 
 NEVER = np.iinfo(np.int64).max
@@ -17,60 +18,74 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 
+HIT = np.dtype([("kind", "=i4"), ("row", "=i4"), ("value", "=f8"), ("delay_ms", "=i8"), ("arrival_ms", "=i8"), ("offset", "=i8")])
+PACK = Struct("=iidqqq").pack
+HitArray = npt.NDArray[np.void]
+
+
 class Hits:
-    """H pieces of feedback on the rows of a block, as columns, in the order in which they were read."""
+    """H pieces of feedback on the rows of a block, in the order in which they were read; LEAVE is on the first row of its page."""
+
+    __slots__ = ("_hits", "_kinds")
 
     def __init__(self) -> None:
-        self._kinds: list[str] = []
-        self._rows, self._delays_ms, self._arrivals_ms, self._values = array("q"), array("q"), array("q"), array("d")
-        self._offsets = array("q")
+        self._kinds: tuple[str, ...] = ()
+        self._hits = bytearray()
 
     def add(self, kind: str, row: int, value: float, delay_ms: int, record: Record) -> None:
         """One more: a record of `feedback`."""
-        self._kinds.append(intern(kind))  # one object for all of a kind
-        self._rows.append(row)
-        self._values.append(value)
-        self._delays_ms.append(delay_ms)
-        self._arrivals_ms.append(record.arrival_ms)
-        self._offsets.append(record.offset)
+        if kind not in self._kinds:
+            self._kinds += (intern(kind),)  # one object for all of a kind
+        self._hits += PACK(self._kinds.index(kind), row, value, delay_ms, record.arrival_ms, record.offset)
 
     def first_delays_ms(self, kind: str, rows: int) -> Ints:
         """How long after the exposure the first feedback of a kind came [R]; NEVER where there was none."""
         delays_R = np.full(rows, NEVER)
-        is_kind = self._is(kind)
-        np.minimum.at(delays_R, np.frombuffer(self._rows, np.int64)[is_kind], np.frombuffer(self._delays_ms, np.int64)[is_kind])
+        of_kind = self._of(kind)
+        np.minimum.at(delays_R, of_kind["row"], of_kind["delay_ms"])
         return delays_R
 
-    def columns(
-        self, rules: Mapping[str, KindRule], kinds: Sequence[str], page_arrivals_ms: Ints, of_pages: tuple[Ints, Ints]
-    ) -> dict[str, pa.Array]:
-        """The columns [R] of a samples schema that feedback makes.
+    def left(self, row_bounds: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+        """Whether each page was left [P]. `row_bounds` [P + 1]: where its rows begin, and the last ones end."""
+        left_P = np.zeros(len(row_bounds) - 1, np.bool_)
+        left_P[np.searchsorted(row_bounds, self._of(LEAVE)["row"], side="right") - 1] = True
+        return left_P
 
-        `page_arrivals_ms` [R]: the newest arrival of feedback on the row's page as a whole, -1 where there was none. `of_pages`: rows and
-        the offsets of such feedback.
-        """
-        rows = len(page_arrivals_ms)
-        row_H, value_H = np.frombuffer(self._rows, np.int64), np.frombuffer(self._values, np.float64)
-        delay_H, arrival_H = np.frombuffer(self._delays_ms, np.int64), np.frombuffer(self._arrivals_ms, np.int64)
+    def columns(self, rules: Mapping[str, KindRule], kinds: Sequence[str], row_bounds: npt.NDArray[np.int32]) -> dict[str, pa.Array]:
+        """The columns [R] of a samples schema that feedback makes. What says that a page was left is on each of its rows."""
+        rows = int(row_bounds[-1])
         columns = {}
         for kind in kinds:
-            of = self._is(kind)
-            label_R = combined(rules[kind].combine, row_H[of], value_H[of], delay_H[of], rows)
+            hits = self._of(kind)
+            label_R = combined(rules[kind].combine, hits["row"], hits["value"], hits["delay_ms"], rows)
             columns[label_column(kind)] = pa.array(label_R.astype(np.float32))
-        first_R, newest_R = np.full(rows, NEVER), page_arrivals_ms.copy()
-        np.minimum.at(first_R, row_H, delay_H)
-        np.maximum.at(newest_R, row_H, arrival_H)
+        first_R, newest_R = np.full(rows, NEVER), np.full(rows, -1)
+        on_rows = self._of(LEAVE, others=True)
+        np.minimum.at(first_R, on_rows["row"], on_rows["delay_ms"])
+        hits = np.concatenate([on_rows, _on_every_row(self._of(LEAVE), row_bounds)])
+        np.maximum.at(newest_R, hits["row"], hits["arrival_ms"])
         columns["label_delay_ms"] = pa.array(first_R, mask=first_R == NEVER)
         columns["feedback_arrival_ms"] = pa.array(newest_R, mask=newest_R < 0)
-        source_row, source_offset = np.append(row_H, of_pages[0]), np.append(np.frombuffer(self._offsets, np.int64), of_pages[1])
-        columns["feedback_offsets"] = offset_lists(source_row, source_offset, rows)
+        columns["feedback_offsets"] = _offset_lists(hits["row"], hits["offset"], rows)
         return columns
 
-    def _is(self, kind: str) -> npt.NDArray[np.bool_]:
-        return np.fromiter([other == kind for other in self._kinds], np.bool_, len(self._kinds))
+    def _of(self, kind: str, others: bool = False) -> HitArray:
+        """Those of a kind, or of the `others`."""
+        hits: HitArray = np.frombuffer(self._hits, HIT)
+        number = self._kinds.index(kind) if kind in self._kinds else -1
+        return hits[np.flatnonzero((hits["kind"] == number) != others)]
 
 
-def offset_lists(row_F: Ints, offset_F: Ints, rows: int) -> pa.ListArray:
+def _on_every_row(hits: HitArray, row_bounds: npt.NDArray[np.int32]) -> HitArray:
+    """Hits on the first rows of pages, once for each row of the page."""
+    pages = np.searchsorted(row_bounds, hits["row"], side="right") - 1
+    sizes = np.diff(row_bounds)[pages]
+    spread = np.repeat(hits, sizes)
+    spread["row"] += np.arange(len(spread), dtype=np.int32) - np.repeat(sizes.cumsum() - sizes, sizes).astype(np.int32)
+    return spread
+
+
+def _offset_lists(row_F: Ints, offset_F: Ints, rows: int) -> pa.ListArray:
     """The offsets of F pieces of feedback by row [R], in their order."""
     ends = np.zeros(rows + 1, np.int32)
     np.cumsum(np.bincount(row_F, minlength=rows), out=ends[1:])

@@ -42,7 +42,9 @@ class Pages(NamedTuple):
     """P acceptable exposures in offset order: what the broker knows of them, and what the joiner opens of them."""
 
     records: Sequence[Record]
-    keys: Sequence[ExposureKey]
+    request_ids: Sequence[str]
+    columns: pa.RecordBatch
+    """Of KEYS."""
 
     def cut(self, span_ms: int) -> Iterator["Pages"]:
         """Parts of about equal size, none larger than BLOCK_BYTES and the page that crosses it, or with pages of two `span_ms`.
@@ -50,50 +52,51 @@ class Pages(NamedTuple):
         A block leaves with its newest page, so that a page waits for at most a span of younger ones. (A page out of order goes
         with the younger ones that came before it.)
         """
-        count = len(self.keys)
+        count = len(self.records)
         costs = np.fromiter([len(record.value) for record in self.records], np.int64, count)
-        costs += ROW_BYTES * np.fromiter([len(key.items) for key in self.keys], np.int64, count)
+        costs += ROW_BYTES * np.diff(self.columns["item_ids"].offsets)
         ends = costs.cumsum()
         parts = 1 + int(ends[-1]) // BLOCK_BYTES
-        spans = np.maximum.accumulate(np.fromiter([key.ts_ms for key in self.keys], np.int64, count)) // span_ms
+        spans = np.maximum.accumulate(self.columns["ts_ms"].to_numpy()) // span_ms
         is_first = np.diff((ends - costs) * parts // ends[-1]).astype(bool) | np.diff(spans).astype(bool)
         firsts = np.flatnonzero(is_first)
         if not len(firsts):
             yield self
             return
         for start, end in pairwise([0, *(firsts + 1).tolist(), count]):
-            yield Pages(self.records[start:end], self.keys[start:end])
+            yield Pages(self.records[start:end], self.request_ids[start:end], self.columns.slice(start, end - start))
 
-    def columns(self) -> pa.RecordBatch:
-        """The keys as a batch of KEYS [P]."""
-        keys, items = self.keys, [item for key in self.keys for item in key.items]
-        ends = np.zeros(len(keys) + 1, np.int32)
-        np.cumsum([len(key.items) for key in keys], out=ends[1:])
-        item_ids = pa.array([item.item_id for item in items], pa.string())
-        positions = pa.array([item.position for item in items], pa.int32())
-        return pa.RecordBatch.from_arrays(
-            [
-                pa.array([record.offset for record in self.records], pa.int64()),
-                pa.array([record.arrival_ms for record in self.records], pa.int64()),
-                pa.array([key.request_id for key in keys], pa.string()),
-                pa.array([key.user_id for key in keys], pa.string()),
-                pa.array([key.ts_ms for key in keys], pa.int64()),
-                pa.array([key.policy for key in keys], pa.string()),
-                pa.array([key.model_version for key in keys], pa.string()),
-                pa.ListArray.from_arrays(pa.array(ends), item_ids),
-                pa.ListArray.from_arrays(pa.array(ends), positions),
-            ],
-            schema=KEYS,
-        )
-
-    def rows(self, columns: pa.RecordBatch) -> list[tuple[bytes, bytes]]:
-        """The store's rows of these pages, whose `columns()` are given."""
-        rows = [(row_key(b"b", self.records[0].offset), columns.serialize().to_pybytes())]
+    def rows(self) -> list[tuple[bytes, bytes]]:
+        """The store's rows of these pages."""
+        rows = [(row_key(b"b", self.records[0].offset), self.columns.serialize().to_pybytes())]
         for first in range(0, len(self.records), CHUNK_PAGES):
             chunk = self.records[first : first + CHUNK_PAGES]
             messages = pa.RecordBatch.from_arrays([pa.array([record.value for record in chunk], pa.binary())], schema=MESSAGES)
             rows.append((row_key(b"p", chunk[0].offset), messages.serialize().to_pybytes()))
         return rows
+
+
+def key_columns(records: Sequence[Record], keys: Sequence[ExposureKey]) -> pa.RecordBatch:
+    """The keys of P records as a batch of KEYS."""
+    items = [item for key in keys for item in key.items]
+    ends = np.zeros(len(keys) + 1, np.int32)
+    np.cumsum([len(key.items) for key in keys], out=ends[1:])
+    item_ids = pa.array([item.item_id for item in items], pa.string())
+    positions = pa.array([item.position for item in items], pa.int32())
+    return pa.RecordBatch.from_arrays(
+        [
+            pa.array([record.offset for record in records], pa.int64()),
+            pa.array([record.arrival_ms for record in records], pa.int64()),
+            pa.array([key.request_id for key in keys], pa.string()),
+            pa.array([key.user_id for key in keys], pa.string()),
+            pa.array([key.ts_ms for key in keys], pa.int64()),
+            pa.array([key.policy for key in keys], pa.string()),
+            pa.array([key.model_version for key in keys], pa.string()),
+            pa.ListArray.from_arrays(pa.array(ends), item_ids),
+            pa.ListArray.from_arrays(pa.array(ends), positions),
+        ],
+        schema=KEYS,
+    )
 
 
 def read_keys(row: bytes) -> pa.RecordBatch:

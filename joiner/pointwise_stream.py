@@ -26,7 +26,8 @@ class PointwiseStream:
         self._rows = Pointwise(settings, partition, DelayCounts(counts))
         self._stored = stored
         self._leave_early: list[tuple[int, int, Block]] = []  # heap of (newest ts_ms, first offset, block)
-        self._positive: dict[Block, list[int]] = {}  # rows that have just become positive
+        self._positive: dict[Block, set[int]] = {}  # rows of open blocks
+        self._just_positive: dict[Block, list[int]] = {}
 
     def opened(self, block: Block) -> None:
         """A block is open; not new where it has been recovered."""
@@ -35,25 +36,27 @@ class PointwiseStream:
 
     def labelled_before(self, block: Block, row: int, kind: str) -> bool:
         """Note a row's feedback without sending anything. Says whether it is the first that makes the row positive."""
-        if kind != self._rows.target or self._rows.mode == "none" or row in block.positive_rows:
+        if kind != self._rows.target or self._rows.mode == "none":
             return False
-        block.positive_rows.add(row)
-        return True
+        positive = self._positive.setdefault(block, set())
+        is_first = row not in positive
+        positive.add(row)
+        return is_first
 
     def labelled(self, block: Block, row: int, kind: str) -> None:
         """A row has feedback of this kind."""
         if self.labelled_before(block, row, kind) and self._rows.positive_leaves_as(block):
-            self._positive.setdefault(block, []).append(row)
+            self._just_positive.setdefault(block, []).append(row)
 
     def send(self, watermark: Watermark, promise_ms: int, outcome: Outcome) -> None:
         """Let the rows leave that have become positive and, in `fast` mode, the blocks' whose wait is over: at once without a wait."""
         feedback_ms = watermark.feedback_ms()
-        for block, rows in self._positive.items():
+        for block, rows in self._just_positive.items():
             closed_by = self._rows.positive_leaves_as(block)
             assert closed_by is not None, block.first_offset
             looked_at_ms = feedback_ms if block.early_ms is None else block.early_ms
             self._leave(block, np.sort(np.array(rows, np.int64)), closed_by, looked_at_ms, promise_ms, outcome)
-        self._positive.clear()
+        self._just_positive.clear()
         while self._is_due(watermark.ms):
             _, _, block = heappop(self._leave_early)
             block.early_ms = feedback_ms
@@ -62,7 +65,7 @@ class PointwiseStream:
 
     def has_rows_to_send(self, watermark_ms: int) -> bool:
         """Whether `send` would send anything."""
-        return bool(self._positive) or self._is_due(watermark_ms)
+        return bool(self._just_positive) or self._is_due(watermark_ms)
 
     def close(self, block: Block, samples: pa.RecordBatch, looked_at_ms: int, promise_ms: int, outcome: Outcome) -> None:
         """A block is over; `samples` is all of it."""
@@ -74,6 +77,7 @@ class PointwiseStream:
             outcome.changes.append((row_key(b"e", block.first_offset), None))
         if self._rows.mode != "fast":
             self._send(block, samples, block.every_row(), looked_at_ms, promise_ms, outcome)
+        self._positive.pop(block, None)
 
     def _is_due(self, watermark_ms: int) -> bool:
         wait_ms = self._rows.wait_ms
@@ -87,7 +91,7 @@ class PointwiseStream:
 
     def _send(self, block: Block, samples: pa.RecordBatch, rows: Ints, looked_at_ms: int, promise_ms: int, outcome: Outcome) -> None:
         is_positive_R = np.zeros(block.rows, np.bool_)
-        is_positive_R[list(block.positive_rows)] = True
+        is_positive_R[list(self._positive.get(block, ()))] = True
         batch = self._rows.batch(samples, is_positive_R[rows], looked_at_ms)
         if batch is not None:
             outcome.counts[Count("out", POINTWISE_SAMPLES)] += len(batch)

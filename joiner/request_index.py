@@ -1,6 +1,7 @@
 """Page numbers by the hash of their request, for whole batches at a time."""
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -90,23 +91,44 @@ class RequestIndex:
             slot = in_bucket * SLOTS + is_free.argmax(axis=1)
             has_room = slots[slot] == 0
             if not has_room.all():
-                for key, number in zip(hashes[~has_room].tolist(), numbers[~has_room].tolist(), strict=True):
-                    self._crowded_out.setdefault(key, set()).add(number)
-                self._is_crowded[in_bucket[~has_room]] = True
+                self._crowd_out(hashes[~has_room], numbers[~has_room])
                 hashes, numbers, in_bucket, slot = hashes[has_room], numbers[has_room], in_bucket[has_room], slot[has_room]
             owners[slot] = numbers  # where several want one slot the last one gets it, the others try again
             lost = owners[slot] != numbers
             slots[slot[~lost]] = hashes[~lost]
             hashes, numbers, in_bucket = hashes[lost], numbers[lost], in_bucket[lost]
 
+    def _crowd_out(self, hashes: Ints, numbers: Ints) -> None:
+        for key, number in zip(hashes.tolist(), numbers.tolist(), strict=True):
+            self._crowded_out.setdefault(key, set()).add(number)
+        self._is_crowded[self._bucket(hashes)] = True
+
     def _remake(self) -> None:
-        is_used = self._hashes != 0
-        hashes, numbers = [self._hashes[is_used]], [self._numbers[is_used]]
-        for key, of_hash in self._crowded_out.items():
-            hashes.append(np.full(len(of_hash), key))
-            numbers.append(np.array([*of_hash], np.int64))
+        """Bucket after bucket: they are in the order of their hashes in the old table and in the new one, so both are walked once."""
+        hashes, numbers, crowded_out = self._hashes, self._numbers, self._crowded_out
         self._make(max(LEAST_BUCKETS, self._entries // NORMAL))
-        self._put(np.concatenate(hashes), np.concatenate(numbers))
+        taken = np.zeros(len(self._hashes), np.int64)
+        for first in range(0, len(hashes), AT_ONCE // SLOTS):
+            part = slice(first, first + AT_ONCE // SLOTS)
+            is_used = hashes[part] != 0
+            self._append(hashes[part][is_used], numbers[part][is_used], taken)
+        keys = np.fromiter(crowded_out, np.int64, len(crowded_out))
+        counts = np.fromiter(map(len, crowded_out.values()), np.int64, len(crowded_out))
+        self._append(np.repeat(keys, counts), np.fromiter(chain(*crowded_out.values()), np.int64, counts.sum()), taken)
+
+    def _append(self, hashes: Ints, numbers: Ints, taken: Ints) -> None:
+        """Place entries in the first free slots of their buckets: `taken` [B] are those before them, nothing was removed yet."""
+        in_bucket = self._bucket(hashes)
+        order = np.argsort(in_bucket, kind="stable")
+        hashes, numbers, in_bucket = hashes[order], numbers[order], in_bucket[order]
+        firsts = np.flatnonzero(np.diff(in_bucket, prepend=-1))
+        counts = np.diff(firsts, append=len(hashes))
+        place = taken[in_bucket] + np.arange(len(hashes)) - np.repeat(firsts, counts)
+        taken[in_bucket[firsts]] += counts
+        has_room = place < SLOTS
+        slot = (in_bucket * SLOTS + place)[has_room]
+        self._hashes.reshape(-1)[slot], self._numbers.reshape(-1)[slot] = hashes[has_room], numbers[has_room]
+        self._crowd_out(hashes[~has_room], numbers[~has_room])
 
 
 def hashes_of(request_ids: Sequence[str]) -> Ints:

@@ -20,9 +20,9 @@ class StoredBlocks:
         """What earlier calls put is in the store by now."""
         self._unstored.clear()
 
-    def put(self, pages: Pages, columns: pa.RecordBatch, outcome: Outcome) -> None:
+    def put(self, pages: Pages, outcome: Outcome) -> None:
         """Store the pages of a new block."""
-        rows = pages.rows(columns)
+        rows = pages.rows()
         outcome.changes += rows
         self._unstored.update(rows)
 

@@ -12,14 +12,14 @@ from joiner import blocks as blocks_module
 from joiner.block import Block
 from joiner.blocks import Blocks
 from joiner.labels import Ints
-from joiner.pages import Pages
+from joiner.pages import key_columns
 from schemas.exposure import ExposureKey, ItemKey
 
 
 def block_of(first_offset: int, pages: Iterable[tuple[str, int]]) -> pa.RecordBatch:
     """Pages of one item as (request_id, ts_ms)."""
     keys = [ExposureKey(request_id, "u", ts_ms, b"", b"", [ItemKey("i", 0)]) for request_id, ts_ms in pages]  # type: ignore[arg-type]
-    return Pages([Record(first_offset + page, 0, b"") for page in range(len(keys))], keys).columns()
+    return key_columns([Record(first_offset + page, 0, b"") for page in range(len(keys))], keys)
 
 
 def add(blocks: Blocks, first_offset: int, requests: Sequence[str], ts_ms: int) -> Block:
