@@ -3,7 +3,7 @@
 - `headrace`: the collector's step as its worker runs it, one delivered message a call: decode, checks, sessions, TD instances, Arrow
   messages ready to send, and one atomic write of state and offsets to RocksDB a call (on the temporary folder's disk);
 - `polars`: a straightforward group-by of the whole log at once: decode, pages, sort, shift, one table. Nothing durable, nothing
-  incremental, no message; it uses all cores, so that CPU seconds are compared, of all threads.
+  incremental, no lineage of feedback, no message; it uses all cores, so that CPU seconds are compared, of all threads.
 
 Every transition of one is compared with the other's. Beside that: what an open session takes in memory, and the path from Parquet files.
 """
@@ -89,7 +89,7 @@ def run_polars(log: list[Message]) -> Run:
 
     wall_s, cpu_s = time.perf_counter(), time.process_time()
     batches = [decode_batch(message.value, "samples")[0] for message in log]
-    frame = pl.concat([pl.DataFrame(pl.from_arrow(_plain(batch))) for batch in batches])
+    frame = pl.concat([pl.DataFrame(pl.from_arrow(_plain(batch).drop_columns(["feedback_offsets"]))) for batch in batches])
     weights = {kind: reward.weight for kind, reward in SETTINGS.reward.kinds.items()}
     pages = (
         frame.group_by("source_offset", maintain_order=True)

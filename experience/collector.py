@@ -18,6 +18,9 @@ from experience.transitions import transition_batches
 from headrace.id_index import Keys
 from headrace.step import StoredRows
 
+_COMPARED = ("ts_ms", "step", "settled", "source_offset", "packed", "sizes")
+"""What pages are brought into their order by."""
+
 
 class Released(NamedTuple):
     """What left, and the rows of the store that change."""
@@ -105,10 +108,11 @@ class Collector:
             changes = [] if self._log is None else self._log.append(logged, moved, _no_ints(), _nothing_changed())
             return Released(batches, changes)
         slots, user = self._table.of_users(users)
+        compared = {name: self._table.column(name, slots) for name in _COMPARED}
+        user = _by_offset(apart(user, compared), compared["source_offset"])
+        order = in_order(compared, user)
+        slots, user = slots[order], user[order]
         pages = self._table.take(slots)
-        user = _by_offset(apart(user, pages), pages["source_offset"])
-        order = in_order(pages, user)
-        slots, user, pages = slots[order], user[order], take(pages, order)
         settings = self._settings
         links = link(pages, user, watermark_ms, settings.session_gap_ms, settings.max_session_pages)
         going, is_gone = leaving(links, user, settings.instances)

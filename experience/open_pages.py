@@ -1,6 +1,6 @@
 """The pages of open sessions as columns in slots, and each user's pages as a chain of slots.
 
-A page takes about 250 bytes beside its message and its two ids (`headrace bench experience` measures it); a slot is used again when
+A page takes about 230 bytes beside its message and its two ids (`headrace bench experience` measures it); a slot is used again when
 its page has left, so that memory follows the open sessions and not the finished ones. A user is found by 64 bits of hash: whoever
 looks at a chain's pages must look at their user ids, too (`apart`).
 """

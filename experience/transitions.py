@@ -17,6 +17,20 @@ from schemas.transition import transition_schema
 BATCH_BYTES = 4 << 20
 """A batch is cut where its exposures exceed this: an idle topic can end all sessions at once, and a message must stay below 12 MiB."""
 
+_CARRIED = (
+    "ts_ms",
+    "policy",
+    "model_version",
+    "bucket",
+    "propensity",
+    "feedback_count",
+    "feedback_arrival_ms",
+    "source_partition",
+    "source_offset",
+    "offset",
+)
+"""Columns of a page that its transitions have, too."""
+
 
 def transition_batches(pages: Columns, links: Links, leaving: Sequence[Leaving], settings: ExperienceSettings) -> Iterator[pa.RecordBatch]:
     """One batch or more for each combination of kinds, by instance and in the order of `pages`."""
@@ -62,7 +76,7 @@ def _batch(
     following = np.where(done, page, last + 1)
     opened = np.union1d(page, following)
     unpacked, place = Unpacked(pages, opened), np.searchsorted(opened, page)
-    mine = take({name: column for name, column in pages.items() if name not in ("earned", "session_id", "packed", "sizes")}, page)
+    mine = take({name: pages[name] for name in _CARRIED}, page)
     exponents, of_exponent = np.unique(n_steps, return_inverse=True)
     discounts = np.array([settings.discount**steps for steps in exponents.tolist()], np.float32)
     suffix = "" if leaving.instance == "td1" else f"/{leaving.instance}"
