@@ -148,6 +148,21 @@ def test_users_that_share_a_key_are_told_apart(data: Any) -> None:
     assert found(life) == should(log, of)
 
 
+def test_another_process_with_other_keys_sends_the_same_bytes() -> None:
+    log = [Shown(f"r{number:02}", f"u{number % 7}", 1000 + number) for number in range(40)]
+    sent = []
+    for sign in (1, -1):
+        with patch(
+            "experience.open_pages.user_keys", lambda ids, sign=sign: np.array([100 + sign * int(one[1:]) for one in ids], np.uint64)
+        ):
+            life = Life(reference_settings())
+            life.deliver(record(0, message(log, 1040)))
+            life.end()
+        sent.append([outcome.outputs for outcome in life.outcomes])
+    assert sent[0] == sent[1]
+    assert len(life.rows()) == len(log)
+
+
 @random_logs
 @given(st.data())
 def test_a_log_that_is_cleaned_at_every_chance_loses_nothing(data: Any) -> None:
