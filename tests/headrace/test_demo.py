@@ -87,5 +87,5 @@ def test_ctrl_c_ends_the_demo_with_its_report_and_no_process_left(tmp_path: Path
 
     assert report["run"]["interrupted"] is True
     assert report["stages"]["users"]["in"] > 0
-    assert len(children) == 8
+    assert len(children) == 9
     assert not any(Path(f"/proc/{pid}").exists() for pid in children)
