@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench docs lock clean
+.PHONY: help setup demo test quick check format bench docs lock clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
@@ -23,6 +23,9 @@ demo: setup  ## the whole loop on this machine, three minutes
 
 test: check  ## environment, linters and the whole test suite
 	$(BIN)/python -m pytest
+
+quick: setup  ## the tests that need no more than this machine and a few seconds each
+	$(BIN)/python -m pytest -m "not slow and not kafka and not hdfs and not logs"
 
 check: setup  ## linters, types, import contracts, compose.yaml
 	$(BIN)/ruff check .

@@ -38,6 +38,7 @@ def test_the_log_holds_the_events_and_labels_that_it_promises(items_a_page: int)
     assert START_MS + SPAN_MS * 0.99 < max(page.ts_ms for _, page in shown if not page.request_id.startswith(FLUSH)) < START_MS + SPAN_MS
 
 
+@pytest.mark.slow
 def test_every_contestant_gives_the_right_labels(tmp_path: Path) -> None:
     log = make_log(3000, 2)
     told: list[str] = []
@@ -55,6 +56,7 @@ def test_every_contestant_gives_the_right_labels(tmp_path: Path) -> None:
     json.dumps(report)
 
 
+@pytest.mark.slow
 def test_a_log_whose_labels_are_not_what_it_holds_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = make_log(2000, 1)
     first, second, third, *_ = log.labels
@@ -87,6 +89,7 @@ def test_the_command_fails_where_a_sample_is_at_fault(fault: str | None, code: i
     assert json.loads(result.stdout) == report
 
 
+@pytest.mark.slow
 def test_a_contestant_that_dies_is_an_error_with_the_end_of_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def dies(*_: object) -> tuple[list[str], dict[str, str]]:
         return ["/bin/sh", "-c", "echo this went wrong; exit 3"], {}

@@ -1,6 +1,9 @@
+import pytest
+
 from benchmarks.state import main, show
 
 
+@pytest.mark.slow
 def test_every_part_beside_its_peer_gives_its_figures() -> None:
     report = main(rounds=1, cold_ids=10_000)
     show(report)

@@ -48,6 +48,7 @@ def compared(row: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.logs
 @pytest.mark.parametrize(("log_format", "folder", "chunk_events"), LOGS, ids=[folder for _, folder, _ in LOGS])
+@pytest.mark.slow
 def test_every_transition_of_a_recorded_log_is_the_reference_s(log_format: LogFormat, folder: str, chunk_events: int) -> None:
     root = os.environ.get("HEADRACE_LOGS")
     if root is None or not (Path(root) / folder).is_dir():

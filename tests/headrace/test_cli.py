@@ -49,6 +49,7 @@ def test_a_wrong_setting_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_an_absent_broker_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
     port = free_port()
 

@@ -35,6 +35,7 @@ SETTINGS = {
 UNREADABLE = {EXPOSURES: b'{"version":1}', FEEDBACK: b"\x00\x00\x00\x00\x08" + 40 * b"\x02"}
 
 
+@pytest.mark.slow
 def test_other_formats_give_the_transitions_of_the_same_log_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in SETTINGS.items():
         monkeypatch.setenv(name, value)

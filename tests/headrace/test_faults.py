@@ -59,12 +59,14 @@ def check_workers_that_come_and_go(broker: str, folder: Path, seed: int, session
     assert "Traceback" not in (folder / "joiner-1" / "joiner.log").read_text()
 
 
+@pytest.mark.slow
 def test_workers_that_join_freeze_lose_their_disk_and_leave_change_nothing(tmp_path: Path) -> None:
     with running("embedded", tmp_path / "broker") as broker:
         check_workers_that_come_and_go(broker.address, tmp_path, seed=4, session_timeout_s=3.0)
 
 
 @pytest.mark.kafka
+@pytest.mark.slow
 def test_a_real_kafka_and_workers_that_join_freeze_lose_their_disk_and_leave(kafka_broker: str, tmp_path: Path) -> None:
     check_workers_that_come_and_go(kafka_broker, tmp_path, seed=5, session_timeout_s=6.0)
 
@@ -76,6 +78,7 @@ POISON = {
 }
 
 
+@pytest.mark.slow
 def test_what_nobody_can_read_becomes_dead_letters_and_the_stream_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("JOIN_WINDOW_MS", "500"), ("IDLE_S", "1")):
         monkeypatch.setitem(pipeline.SETTINGS, f"HEADRACE_JOINER_{name}", value)

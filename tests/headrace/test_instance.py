@@ -57,6 +57,7 @@ def test_a_real_kafka_gets_names(kafka_broker: str) -> None:
 
 
 @pytest.mark.kafka
+@pytest.mark.slow
 def test_a_worker_that_comes_back_at_another_address_reads_on(kafka_broker: str, tmp_path: Path) -> None:
     create_topics(StreamSettings(broker=kafka_broker))
     events = pipeline.log_of(400, seed=12)

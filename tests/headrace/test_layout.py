@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import pipeline
+import pytest
 
 from headrace.broker import create_topics, running
 from headrace.settings import StreamSettings
@@ -22,6 +23,7 @@ def write_in_the_first_layout(folder: Path) -> None:
     store.close()
 
 
+@pytest.mark.slow
 def test_a_worker_of_a_new_version_rebuilds_the_open_state_and_its_samples_are_those_of_an_undisturbed_run(tmp_path: Path) -> None:
     events = pipeline.log_of(PAGES, seed=9)
     expected = pipeline.undisturbed(events)[TRANSITIONS]

@@ -40,17 +40,20 @@ def check_pipeline(broker: str, folder: Path, kills: int, seed: int, session_tim
         pipeline.check_lineage(broker, events, PAGES)
 
 
+@pytest.mark.slow
 def test_the_embedded_broker_gives_the_transitions_of_the_in_process_runner(tmp_path: Path) -> None:
     with running("embedded", tmp_path / "broker") as broker:
         check_pipeline(broker.address, tmp_path, kills=0, seed=1)
 
 
+@pytest.mark.slow
 def test_workers_killed_under_load_give_the_transitions_of_an_undisturbed_run(tmp_path: Path) -> None:
     with running("embedded", tmp_path / "broker") as broker:
         check_pipeline(broker.address, tmp_path, kills=4, seed=2)
 
 
 @pytest.mark.kafka
+@pytest.mark.slow
 def test_a_real_kafka_gives_the_transitions_of_the_in_process_runner(kafka_broker: str, tmp_path: Path) -> None:
     # 6 s is the least that Kafka's default group.min.session.timeout.ms allows
     check_pipeline(kafka_broker, tmp_path, kills=2, seed=3, session_timeout_s=6.0)

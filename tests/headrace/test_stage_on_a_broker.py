@@ -87,6 +87,7 @@ def exactly(count: int) -> list[bytes]:
     return [b"%d %d" % (number, number) for number in range(count)]
 
 
+@pytest.mark.slow
 def test_a_relay_that_stops_gracefully_fails_over_a_record_and_is_paused_sends_everything_once(tmp_path: Path) -> None:
     with running("embedded", tmp_path / "broker") as broker, relay_on(broker, tmp_path / "relay", RELAY_POISON="250") as relay:
         fill(broker.address, EXPOSURES, 0, 100)
@@ -117,6 +118,7 @@ def test_a_relay_that_stops_gracefully_fails_over_a_record_and_is_paused_sends_e
         assert relayed(broker.address) == {number: exactly(400) for number in range(PARTITIONS)}
 
 
+@pytest.mark.slow
 def test_a_broker_that_is_away_for_longer_than_the_session_costs_time_and_nothing_else(tmp_path: Path) -> None:
     with running("embedded", tmp_path / "broker") as broker, relay_on(broker, tmp_path / "relay") as relay:
         fill(broker.address, EXPOSURES, 0, 100)
@@ -131,6 +133,7 @@ def test_a_broker_that_is_away_for_longer_than_the_session_costs_time_and_nothin
         assert relayed(broker.address) == {number: exactly(200) for number in range(PARTITIONS)}
 
 
+@pytest.mark.slow
 def test_a_worker_whose_broker_does_not_come_back_ends(tmp_path: Path) -> None:
     patience = {"HEADRACE_STREAM_STALL_TIMEOUT_S": "6"}
     with running("embedded", tmp_path / "broker") as broker, relay_on(broker, tmp_path / "relay", **patience) as relay:
@@ -147,6 +150,7 @@ def test_a_worker_whose_broker_does_not_come_back_ends(tmp_path: Path) -> None:
 
 
 @pytest.mark.kafka
+@pytest.mark.slow
 def test_a_kafka_that_is_killed_and_comes_back_on_its_data_costs_time_and_nothing_else(tmp_path: Path) -> None:
     if not (os.environ.get("KAFKA_HOME") and shutil.which("java")):
         pytest.skip("no real Kafka here that can be killed: set KAFKA_HOME to a distribution, and install java 17")

@@ -47,6 +47,7 @@ def report_on(folder: Path, broker: str = "") -> dict[str, Any]:
         return {"partitions": [], "totals": {"counts": {}}}
 
 
+@pytest.mark.slow
 def test_it_shows_the_state_beside_a_running_worker_and_the_same_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADRACE_JOINER_JOIN_WINDOW_MS", str(pipeline.WINDOW_MS))
     events = [pair for pair in pipeline.log_of(PAGES, seed=5) if not pair[1].value.count(b"the-end-")]

@@ -195,6 +195,7 @@ async def test_a_member_that_the_group_has_not_heard_commits_nothing(
         await until(lambda: committed(address, group, topic, 1) == [10], "the commit")
 
 
+@pytest.mark.slow
 async def test_a_member_whose_heartbeats_are_not_answered_is_none_after_the_session_time_out(
     any_broker: tuple[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,6 +218,7 @@ async def test_a_member_whose_heartbeats_are_not_answered_is_none_after_the_sess
         monkeypatch.undo()
 
 
+@pytest.mark.slow
 async def test_three_members_have_the_same_partition_numbers_of_both_topics(any_broker: tuple[str, float], tmp_path: Path) -> None:
     address, session_s = any_broker
     topics, group = [new_topic(address, 6), new_topic(address, 6)], group_name()
@@ -234,6 +236,7 @@ async def test_three_members_have_the_same_partition_numbers_of_both_topics(any_
             assert numbers[topics[0]] == numbers[topics[1]]
 
 
+@pytest.mark.slow
 async def test_members_that_come_and_go_under_load_skip_nothing(any_broker: tuple[str, float], tmp_path: Path) -> None:
     address, session_s = any_broker
     topic, group = new_topic(address), group_name()
@@ -260,6 +263,7 @@ async def test_members_that_come_and_go_under_load_skip_nothing(any_broker: tupl
         await until(lambda: committed(address, group, topic) == [produced] * PARTITIONS, "the commit of all")
 
 
+@pytest.mark.slow
 async def test_a_batch_in_hand_while_the_group_rebalances_is_read_again_by_its_next_owner(
     any_broker: tuple[str, float], tmp_path: Path
 ) -> None:
@@ -282,6 +286,7 @@ async def test_a_batch_in_hand_while_the_group_rebalances_is_read_again_by_its_n
             assert all(second.offsets(TP(topic, number)) == list(range(10)) for number in second.numbers()[topic])
 
 
+@pytest.mark.slow
 async def test_an_owner_that_has_no_partition_any_more_is_told_so(any_broker: tuple[str, float], tmp_path: Path) -> None:
     address, session_s = any_broker
     topic, group = new_topic(address, 1), group_name()
@@ -312,6 +317,7 @@ class Slow(Begin):
     batches_seen: Callable[[], int]
 
 
+@pytest.mark.slow
 async def test_nothing_is_delivered_before_the_owner_has_opened_its_first_partitions(any_broker: tuple[str, float], tmp_path: Path) -> None:
     address, session_s = any_broker
     topic, group = new_topic(address, 1), group_name()

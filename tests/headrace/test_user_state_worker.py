@@ -125,6 +125,7 @@ def forget(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     return server.forget_everything
 
 
+@pytest.mark.slow
 def test_killed_and_robbed_of_its_state_the_worker_gives_serving_what_an_undisturbed_run_gives(
     any_broker: tuple[str, float], forget: Callable[[], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

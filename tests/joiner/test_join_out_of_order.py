@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from join_events import NOW_MS, SETTINGS, exposure, feedback, join, records, rows, store
@@ -138,6 +139,7 @@ def encoded(cut: Sequence[Batch]) -> list[tuple[str, list[Record]]]:
 
 @EXAMPLES
 @given(st.data())
+@pytest.mark.slow
 def test_events_in_any_order_get_the_labels_of_a_record_by_record_join_and_so_they_do_through_crashes(data: st.DataObject) -> None:
     joiner, cut = data.draw(configured()), data.draw(batches())
     fates = st.sampled_from(["lives", "lives", "restart", "lost"])

@@ -102,6 +102,7 @@ def dying(target: WatchedTarget, when: str, step: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("when", ["before", "after", "in the middle of"])
+@pytest.mark.slow
 def test_a_crash_at_any_step_leaves_each_row_once_and_so_does_the_next_life(tmp_path: Path, steps: int, when: str) -> None:
     died = 0
     for step in range(steps):
@@ -140,6 +141,7 @@ def test_crashes_one_after_the_other_leave_each_row_once(tmp_path: Path) -> None
     assert read(tmp_path) == ROWS
 
 
+@pytest.mark.slow
 def test_a_worker_that_freezes_at_any_step_and_wakes_up_under_another_owner_changes_nothing(tmp_path: Path, steps: int) -> None:
     outcomes: Multiset[str] = Multiset()
     for step in range(steps):

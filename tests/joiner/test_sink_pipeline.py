@@ -147,12 +147,14 @@ def check_pipeline(broker: str, folder: Path, kills: int, session_timeout_s: flo
 
 
 @pytest.mark.parametrize("kills", [0, 6])
+@pytest.mark.slow
 def test_a_sink_killed_under_load_writes_each_sample_once(tmp_path: Path, kills: int) -> None:
     with running("embedded", tmp_path / "broker") as broker:
         check_pipeline(broker.address, tmp_path, kills)
 
 
 @pytest.mark.kafka
+@pytest.mark.slow
 def test_a_sink_on_a_real_kafka_writes_each_sample_once(kafka_broker: str, tmp_path: Path) -> None:
     # 6 s is the least that Kafka's default group.min.session.timeout.ms allows
     check_pipeline(kafka_broker, tmp_path, kills=3, session_timeout_s=6.0)

@@ -112,11 +112,13 @@ def check_place(place: Place, every: int) -> None:
             assert read(*there) == ROWS, (when, step)
 
 
+@pytest.mark.slow
 def test_s3_holds_each_row_once_after_crashes(s3: Place) -> None:
     check_place(s3, every=7)
 
 
 @pytest.mark.hdfs
+@pytest.mark.slow
 def test_hdfs_holds_each_row_once_after_crashes(hdfs: Place) -> None:
     check_place(hdfs, every=41)
 

@@ -100,6 +100,7 @@ def test_a_row_that_is_missing_doubled_or_wrong_is_found() -> None:
             check_is_whole([rows(places, positive)], truth, keep_rate)
 
 
+@pytest.mark.slow
 def test_the_report_has_every_contestant_is_seeded_and_makes_a_picture(tmp_path: Path) -> None:
     path = write_kuairand_csv(tmp_path / "log.csv", kuairand_rows(300))
     report = delayed_feedback.main(path, 2, ["stretched", "drawn"])
@@ -116,6 +117,7 @@ def test_the_report_has_every_contestant_is_seeded_and_makes_a_picture(tmp_path:
 
 
 @pytest.mark.logs
+@pytest.mark.slow
 def test_on_the_real_log_with_drawn_delays_late_positives_make_plain_log_loss_too_low_and_fnw_and_fnc_do_not() -> None:
     log = delay_log.read_log(log_folder("kuairand_pure"), 40_000)
     variant = delayed_feedback.VARIANTS["drawn"]

@@ -25,6 +25,7 @@ def log_folder(name: str) -> Path:
 
 
 @pytest.mark.parametrize(("name", "log_format"), [("kuairand_pure", "kuairand"), ("taobao_userbehavior", "taobao")])
+@pytest.mark.slow
 def test_a_real_log_is_accounted_for_row_by_row_and_gives_the_same_bytes_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, log_format: str
 ) -> None:

@@ -106,6 +106,7 @@ def rank(user: str) -> dict[str, Any]:
     return {"user_id": user, "state": {"hour": 3.0}, "candidates": candidates, "page_size": 5}
 
 
+@pytest.mark.slow
 def test_a_promoted_version_reaches_the_responses_under_load_and_every_page_is_logged(
     own_broker: str, run: Run, write_version: WriteVersion
 ) -> None:

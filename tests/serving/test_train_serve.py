@@ -151,6 +151,7 @@ def transitions(exposures: list[bytes]) -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist(rows, schema=schema)
 
 
+@pytest.mark.slow
 def test_ten_thousand_requests_give_the_trainer_the_tensors_that_serving_computed(
     api: Any, policy: PolicySettings, learner: DDPG, monkeypatch: pytest.MonkeyPatch
 ) -> None:
