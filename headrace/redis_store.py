@@ -2,41 +2,29 @@
 
     {name}/{partition}/rows    hash: the rows by key
     {name}/{partition}/keys    sorted set: their keys, all of one score, so that they are sorted as bytes
-    {name}/{partition}/meta    hash: offsets, counts, topic ids and layout as JSON, and the owner: who opened it last
+    {name}/{partition}/meta    hash: offsets, counts, topic ids and layout, and the owner: who opened it last
 
 A write is one transaction (MULTI ... EXEC) that holds the change and the offsets that it covers. It watches the owner: a worker that
 lost the partition to another one changes nothing any more.
 """
 
-import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 from uuid import uuid4
 
-import msgspec
 from redis import Redis, RedisError, WatchError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from headrace.durable_rows import DurableRows
 from headrace.settings import ConfigError
 from headrace.step import Count
-
-log = logging.getLogger(__name__)
 
 TIMEOUT_S = 5.0
 ROWS_AT_ONCE = 1_000
 OWNER, COVERED = b"owner", b"covered"
-
-
-class _Covered(msgspec.Struct):
-    """What belongs to the rows."""
-
-    offsets: dict[str, int] = {}
-    counts: list[tuple[str, str, int]] = []
-    topic_ids: dict[str, str] = {}
-    layout: int | None = None
 
 
 def connect(address: str, timeout_s: float) -> Redis:
@@ -51,7 +39,7 @@ def rows_name(name: str, partition: int | str) -> str:
     return f"{name}/{partition}/rows"
 
 
-class RedisStore:
+class RedisStore(DurableRows):
     """The rows of one partition of one stage, with the input offsets and the counts that belong to them.
 
     Where the server loses its last writes, the offsets that go with them are lost, too, and whoever opens it sees that they are older
@@ -69,19 +57,7 @@ class RedisStore:
             stored = cast(bytes | None, self._server.hget(self._meta, COVERED))
         except RedisError as error:
             raise self._explained(error) from error
-        covered = msgspec.json.decode(stored, type=_Covered) if stored else _Covered()
-        self.offsets, self.topic_ids, self.layout = covered.offsets, covered.topic_ids, covered.layout
-        self.counts = Counter({Count(label, reason): n for label, reason, n in covered.counts})
-
-    def require_layout(self, layout: int) -> None:
-        """Forget rows that were written in another layout: the state is rebuilt from the committed offsets."""
-        if self.layout not in (None, layout):
-            log.warning("the state in %s has layout %s, this version has %d: rebuilding it from Kafka", self.folder, self.layout, layout)
-            self.wipe()
-        self.layout = layout
-
-    def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
-        return self.rows()
+        self._take_over(stored)
 
     def rows(self, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         """The rows whose keys begin with `prefix`, sorted by key."""
@@ -98,17 +74,9 @@ class RedisStore:
         """The values of rows; None where there is no such row."""
         return cast(list[bytes | None], self._asked("hmget", self._rows, list(keys))) if keys else []
 
-    def get(self, keys: Sequence[bytes]) -> list[bytes]:
-        """The values of rows that are there. Raises KeyError where one is not."""
-        values = self.find(keys)
-        if None in values:
-            raise KeyError(keys[values.index(None)])
-        return cast(list[bytes], values)
-
     def write(self, changes: Sequence[tuple[bytes, bytes | None]], offsets: dict[str, int], counts: Counter[Count]) -> None:
         """Apply `changes` (None deletes), move `offsets` on and add `counts`, all or nothing. Raises ConfigError."""
-        self.offsets.update(offsets)
-        self.counts.update(counts)
+        covered = self._moved_on(offsets, counts)
         last = dict(changes)  # of several changes of a row
         put = {key: value for key, value in last.items() if value is not None}
         gone = [key for key, value in last.items() if value is None]
@@ -121,14 +89,14 @@ class RedisStore:
                 if gone:
                     both.hdel(self._rows, *gone)
                     both.zrem(self._keys, *gone)
-                both.hset(self._meta, COVERED, self._covered())
+                both.hset(self._meta, COVERED, covered)
                 both.execute()
         except RedisError as error:
             raise self._explained(error) from error
 
     def wipe(self) -> None:
         """Forget everything: the state is rebuilt from Kafka."""
-        self.offsets, self.topic_ids, self.layout, self.counts = {}, {}, None, Counter()
+        self._take_over(None)
         try:
             with self._server.pipeline() as both:
                 self._require_owner(both)
@@ -148,10 +116,6 @@ class RedisStore:
         if both.hget(self._meta, OWNER) != self._owner:
             raise WatchError
         both.multi()
-
-    def _covered(self) -> bytes:
-        counted = [(count.name, count.label, n) for count, n in self.counts.items()]
-        return msgspec.json.encode(_Covered(self.offsets, counted, self.topic_ids, self.layout))
 
     def _asked(self, command: str, *arguments: Any, **options: Any) -> Any:
         try:

@@ -10,17 +10,18 @@ import logging
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path, PurePath
-from typing import Any, NoReturn, Protocol, cast
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, NoReturn, cast
 
 from faust.types import TP
 
+from headrace.durable_rows import DurableRows
 from headrace.metrics import StageMetrics
 from headrace.producer import StreamProducer
 from headrace.settings import ConfigError
 from headrace.stall import StallWatch
-from headrace.step import Count, MakeStep, Outcome, PartitionStep, PausingStep, Record, StoredRows
+from headrace.step import Count, MakeStep, Outcome, PartitionStep, PausingStep, Record
 from headrace.store import PartitionStore
 from headrace.transport import BatchConsumer
 from schemas.codec import encode_json
@@ -45,30 +46,11 @@ def stop_at_once(error: BaseException) -> NoReturn:
     os._exit(CRASH_EXIT_CODE)
 
 
-class Store(StoredRows, Protocol):
-    """A partition's durable rows, with the input offsets and the counts that belong to them."""
-
-    offsets: dict[str, int]
-    counts: Counter[Count]
-    topic_ids: dict[str, str]
-
-    @property
-    def folder(self) -> PurePath: ...
-
-    def write(self, changes: Sequence[tuple[bytes, bytes | None]], offsets: dict[str, int], counts: Counter[Count]) -> None:
-        """Apply `changes` (None deletes), move `offsets` on and add `counts`, all or nothing."""
-        ...
-
-    def wipe(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
 class Partition:
     """One open partition: its input topics, its durable rows, its step in memory, and how far behind it was at the last batch."""
 
     def __init__(
-        self, number: int, topics: Collection[str], folder: Path, make_step: MakeStep, open_store: Callable[[Path], Store]
+        self, number: int, topics: Collection[str], folder: Path, make_step: MakeStep, open_store: Callable[[Path], DurableRows]
     ) -> None:
         self.number = number
         self.topics = frozenset(topics)
@@ -144,7 +126,7 @@ class Stage:
         clock_s: Callable[[], float] = time.time,
     ) -> None:
         self.name = name
-        self.open_store: Callable[[Path], Store] = PartitionStore
+        self.open_store: Callable[[Path], DurableRows] = PartitionStore
         """Another one where the stores are to be opened in another way; set before there are partitions."""
         self.partitions: dict[int, Partition] = {}
         self._folder = state_dir / name

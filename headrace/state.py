@@ -9,8 +9,9 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from experience import page_log, preview, seen, sessions
 from headrace import broker as brokers
+from headrace.durable_rows import FIRST_LAYOUT
 from headrace.settings import ConfigError, StreamSettings, load
-from headrace.store import FIRST_LAYOUT, PartitionStore
+from headrace.store import PartitionStore
 from joiner import rows
 from joiner.settings import JoinerSettings
 from joiner.stored_state import stored_state

@@ -1,19 +1,16 @@
 """A partition's durable state: RocksDB, one atomic write a delivered batch that holds the change *and* the offsets that it covers."""
 
-import logging
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
-import msgspec
 from rocksdict import AccessType, BlockBasedOptions, Cache, DBCompressionType, Options, Rdict, WriteBatch, WriteBufferManager
 
+from headrace.durable_rows import DurableRows
 from headrace.settings import ConfigError
 from headrace.step import Count
-
-log = logging.getLogger(__name__)
 
 WRITE_BUFFER_BYTES = 16 << 20
 """A partition's writes are kept in memory up to here, and as many again while they go to disk."""
@@ -24,23 +21,11 @@ _BLOCK_CACHE = Cache(8 << 20)
 MIN_BLOB_BYTES = 1 << 10
 """Larger values are written to files of their own kind, once: compaction moves keys, and drops a file when all of it is deleted. A value
 that lives longer than those that were written with it keeps a file of 16 MiB: a step that has such values writes them anew."""
-FIRST_LAYOUT = 1
-"""Of a stage that has never changed its rows, and of states from before there were numbers."""
 _META = b"\x00meta"
 """Sorts before every row of a step: their keys begin with a letter."""
 
 
-class _Meta(msgspec.Struct):
-    offsets: dict[str, int] = {}
-    """Next offset of each input topic: everything below it is in the state."""
-    counts: list[tuple[str, str, int]] = []
-    topic_ids: dict[str, str] = {}
-    """Which log of each input topic the offsets belong to."""
-    layout: int = FIRST_LAYOUT
-    """How the rows are to be read: a number that the stage raises."""
-
-
-class PartitionStore:
+class PartitionStore(DurableRows):
     """The rows of one partition of one stage, with the input offsets and the counts that belong to them.
 
     It survives kill -9 exactly. Where the machine dies, the last writes may be missing, all of a write or none: the offsets in it
@@ -52,28 +37,10 @@ class PartitionStore:
 
         `is_followed`: a StoreFollower may read it.
         """
-        self.folder = folder
+        self.folder: Path = folder
         self._is_followed = is_followed
         self._db = _open(folder, AccessType.read_only(False) if read_only else AccessType.read_write(), is_followed)
-        stored = self._db.get(_META)
-        self.layout: int | None = None
-        """None where nothing is stored yet."""
-        meta = msgspec.msgpack.decode(stored, type=_Meta) if stored else _Meta()
-        self.offsets = meta.offsets
-        self.counts = Counter({Count(name, label): n for name, label, n in meta.counts})
-        self.topic_ids = meta.topic_ids
-        if stored:
-            self.layout = meta.layout
-
-    def require_layout(self, layout: int) -> None:
-        """Forget rows that were written in another layout: the state is rebuilt from the committed offsets, as without a disk."""
-        if self.layout not in (None, layout):
-            log.warning("the state in %s has layout %s, this version has %d: rebuilding it from Kafka", self.folder, self.layout, layout)
-            self.wipe()
-        self.layout = layout
-
-    def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
-        return self.rows()
+        self._take_over(cast(bytes | None, self._db.get(_META)))
 
     def rows(self, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         """The rows whose keys begin with `prefix`, sorted by key."""
@@ -88,26 +55,15 @@ class PartitionStore:
         """The values of rows; None where there is no such row."""
         return cast(list[bytes | None], self._db.get(list(keys))) if keys else []
 
-    def get(self, keys: Sequence[bytes]) -> list[bytes]:
-        """The values of rows that are there. Raises KeyError where one is not."""
-        values = self.find(keys)
-        if None in values:
-            raise KeyError(keys[values.index(None)])
-        return cast(list[bytes], values)
-
     def write(self, changes: Sequence[tuple[bytes, bytes | None]], offsets: dict[str, int], counts: Counter[Count]) -> None:
         """Apply `changes` (None deletes), move `offsets` on and add `counts`, all or nothing."""
-        self.offsets.update(offsets)
-        self.counts.update(counts)
         batch = WriteBatch(raw_mode=True)
         for key, value in changes:
             if value is None:
                 batch.delete(key)
             else:
                 batch.put(key, value)
-        counted = [(count.name, count.label, n) for count, n in self.counts.items()]
-        meta = _Meta(self.offsets, counted, self.topic_ids, self.layout or FIRST_LAYOUT)
-        batch.put(_META, msgspec.msgpack.encode(meta))
+        batch.put(_META, self._moved_on(offsets, counts))
         try:
             self._db.write(batch)
         except Exception as error:

@@ -7,8 +7,9 @@ import pipeline
 import pytest
 
 from headrace.broker import create_topics, running
+from headrace.durable_rows import FIRST_LAYOUT
 from headrace.settings import StreamSettings
-from headrace.store import FIRST_LAYOUT, PartitionStore
+from headrace.store import PartitionStore
 from joiner.rows import LAYOUT
 from schemas.topics import TRANSITIONS
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from headrace.durable_rows import FIRST_LAYOUT
 from headrace.settings import ConfigError
 from headrace.step import Count
-from headrace.store import FIRST_LAYOUT, PartitionStore
+from headrace.store import PartitionStore
 
 IN = Count("in", "exposures")
 
