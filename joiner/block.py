@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from headrace.step import Record
 from joiner.event_ids import EventIds
-from joiner.labels import Hits, Ints
+from joiner.labels import Hits, Ints, pages_of
 from joiner.page_keys import PageKeys
 from joiner.settings import KindRule
 from schemas.feedback import LEAVE, Feedback
@@ -91,7 +91,7 @@ class Block:
 
     def pages_of(self, rows: Ints) -> Ints:
         """The pages that these rows are on, each once, in order."""
-        return np.unique(np.searchsorted(self._keys.row_bounds(), rows, side="right") - 1)
+        return np.unique(pages_of(rows, self._keys.row_bounds()))
 
     def samples(self, layout: "Layout", columns: pa.RecordBatch, messages: pa.BinaryArray, closed_by: str, rows: Ints) -> pa.RecordBatch:
         """Some rows of the block as a batch of `layout.schema`, labels as they stand.

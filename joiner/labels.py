@@ -46,9 +46,9 @@ class Hits:
         return delays_R
 
     def left(self, row_bounds: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
-        """Whether each page was left [P]. `row_bounds` [P + 1]: where its rows begin, and the last ones end."""
+        """Whether each page was left [P]; `row_bounds` as in `pages_of`."""
         left_P = np.zeros(len(row_bounds) - 1, np.bool_)
-        left_P[np.searchsorted(row_bounds, self._of(LEAVE)["row"], side="right") - 1] = True
+        left_P[pages_of(self._of(LEAVE)["row"], row_bounds)] = True
         return left_P
 
     def columns(self, rules: Mapping[str, KindRule], kinds: Sequence[str], row_bounds: npt.NDArray[np.int32]) -> dict[str, pa.Array]:
@@ -76,10 +76,14 @@ class Hits:
         return hits[np.flatnonzero((hits["kind"] == number) != others)]
 
 
+def pages_of(rows: Ints, row_bounds: npt.NDArray[np.int32]) -> Ints:
+    """The page of each row. `row_bounds` [P + 1]: where its rows begin, and the last ones end."""
+    return np.searchsorted(row_bounds, rows, side="right") - 1
+
+
 def _on_every_row(hits: HitArray, row_bounds: npt.NDArray[np.int32]) -> HitArray:
     """Hits on the first rows of pages, once for each row of the page."""
-    pages = np.searchsorted(row_bounds, hits["row"], side="right") - 1
-    sizes = np.diff(row_bounds)[pages]
+    sizes = np.diff(row_bounds)[pages_of(hits["row"], row_bounds)]
     spread = np.repeat(hits, sizes)
     spread["row"] += np.arange(len(spread), dtype=np.int32) - np.repeat(sizes.cumsum() - sizes, sizes).astype(np.int32)
     return spread
